@@ -1,0 +1,25 @@
+"""Settings of the audit service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydantic
+
+from shared.rpc.main import ServiceSettings
+
+
+class AuditSettings(ServiceSettings):
+    """Everything the audit service can be told."""
+
+    log_name: str = pydantic.Field(
+        default="bastide.local/audit", description="Origin of the log and name of its key (C2SP signed-note)."
+    )
+    log_key: Path = pydantic.Field(description="Ed25519 key that signs checkpoints, PKCS#8 PEM, mode 0600.")
+    tiles: Path = pydantic.Field(description="Folder in which the log is published as C2SP tlog-tiles.")
+    publish_seconds: float = pydantic.Field(
+        default=1.0, gt=0, le=60, description="How often new entries are published as tiles."
+    )
+    lease_check_seconds: float = pydantic.Field(
+        default=5.0, gt=0, le=60, description="How often lapsed authorisations are looked for."
+    )

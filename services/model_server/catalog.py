@@ -1,0 +1,351 @@
+"""The catalogue: models, their immutable versions, and the releases that say which version answers.
+
+A version is published whole, in one transaction, with its signed statement and the log's proof that the statement was
+entered; a release is a new generation, made by compare-and-swap. Nothing here decides who may do so: policy does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pydantic
+import rfc8785
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from services.model_server.tables import models, releases, versions
+from shared.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
+from shared.objects import ArtifactRef
+from shared.records.store import Records
+
+Clock = Callable[[], dt.datetime]
+
+
+class Artifact(pydantic.BaseModel, frozen=True, extra="forbid", strict=True):
+    """One object of a version."""
+
+    uri: str
+    digest: str
+    size: int
+    key_id: str
+
+    @classmethod
+    def of(cls, ref: ArtifactRef) -> Artifact:
+        """Return the manifest's form of a reference."""
+        return cls(uri=ref.uri, digest=ref.digest, size=ref.size, key_id=ref.key_id)
+
+    def ref(self) -> ArtifactRef:
+        """Return the reference for the object store."""
+        return ArtifactRef(uri=self.uri, digest=self.digest, size=self.size, key_id=self.key_id)
+
+
+class Manifest(pydantic.BaseModel, frozen=True, extra="forbid", strict=True):
+    """Everything that makes a version what it is. Its digest, over canonical JSON (RFC 8785), names the version."""
+
+    model: str
+    number: int
+    origin: dict[str, str]
+    architecture: str
+    parameters: int
+    context_length: int
+    vocabulary: int
+    template_digest: str
+    tokenizer_digest: str
+    weights_size: int
+    classification: str
+    permitted_purposes: tuple[str, ...]
+    loaded: bool
+    artifacts: dict[str, Artifact]
+
+    def to_json(self) -> bytes:
+        """Return the canonical JSON that is digested and signed."""
+        return rfc8785.dumps(self.model_dump(mode="json"))
+
+    @property
+    def digest(self) -> str:
+        """`sha256:<hex>` of the canonical JSON."""
+        return "sha256:" + hashlib.sha256(self.to_json()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """Resource name of the version."""
+        return f"models/{self.model}/versions/{self.number}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """A signed statement and the proof that the log holds it: DSSE bytes, leaf, C2SP tlog-proof text."""
+
+    statement: bytes
+    log_leaf: bytes
+    log_proof: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Version:
+    """A published version. `submitter` is who brought it in."""
+
+    manifest: Manifest
+    submitter: str
+    created_at: dt.datetime
+    evidence: Evidence
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model name; `generation` 0 means that nothing is released."""
+
+    name: str
+    description: str
+    created_at: dt.datetime
+    generation: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A version's share of principals, in percent."""
+
+    version: str
+    weight: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Release:
+    """What answers under a model's name since `generation`."""
+
+    model: str
+    generation: int
+    arms: tuple[Arm, ...]
+    releaser: str
+    created_at: dt.datetime
+    statement: bytes
+
+    def arm_for(self, subject: str) -> Arm:
+        """Return the arm that serves a principal: sticky by subject within a generation."""
+        digest = hashlib.sha256(f"{self.model}\0{self.generation}\0{subject}".encode()).digest()
+        point = int.from_bytes(digest[:8]) % 100
+        for arm in self.arms:
+            point -= arm.weight
+            if point < 0:
+                return arm
+        raise AssertionError("weights sum to 100")
+
+
+def parse_version_name(name: str) -> tuple[str, int]:
+    """Return model and number of `models/<model>/versions/<n>`. Raises InvalidArgument."""
+    parts = name.split("/")
+    if len(parts) != 4 or parts[0] != "models" or parts[2] != "versions" or not parts[3].isdecimal():
+        raise InvalidArgument("a version is models/<model>/versions/<number>", field="name")
+    return parts[1], int(parts[3][:9])
+
+
+def parse_model_name(name: str) -> str:
+    """Return the model of `models/<model>`. Raises InvalidArgument."""
+    prefix, _, model = name.partition("/")
+    if prefix != "models" or not model or "/" in model:
+        raise InvalidArgument("a model is models/<model>", field="name")
+    return model
+
+
+class Catalog:
+    """Reads and writes the catalogue."""
+
+    def __init__(self, records: Records, *, clock: Clock = lambda: dt.datetime.now(dt.UTC)) -> None:
+        """Keep it in `records`."""
+        self._records = records
+        self._clock = clock
+
+    async def next_number(self, model: str) -> int:
+        """Return the number that the next version of `model` would get."""
+        async with self._records.read() as connection:
+            query = sa.select(sa.func.max(versions.c.number)).where(versions.c.model == model)
+            newest = (await connection.execute(query)).scalar()
+        return int(newest or 0) + 1
+
+    async def publish(self, manifest: Manifest, evidence: Evidence, *, submitter: str, description: str) -> Version:
+        """Make a version visible, whole or not at all. Raises Aborted when its number was taken meanwhile."""
+        now = self._clock()
+        try:
+            async with self._records.write() as connection:
+                found = await connection.execute(sa.select(models.c.name).where(models.c.name == manifest.model))
+                if found.first() is None:
+                    await connection.execute(
+                        models.insert().values(
+                            name=manifest.model, description=description, created_at=_micros(now), generation=0
+                        )
+                    )
+                await connection.execute(
+                    versions.insert().values(
+                        model=manifest.model,
+                        number=manifest.number,
+                        manifest=manifest.to_json(),
+                        submitter=submitter,
+                        created_at=_micros(now),
+                        statement=evidence.statement,
+                        log_leaf=evidence.log_leaf,
+                        log_proof=evidence.log_proof,
+                    )
+                )
+        except IntegrityError:
+            raise Aborted("another version took this number") from None
+        return Version(manifest=manifest, submitter=submitter, created_at=now, evidence=evidence)
+
+    async def model(self, name: str) -> Model:
+        """Return a model. Raises NotFound."""
+        async with self._records.read() as connection:
+            row = (await connection.execute(sa.select(models).where(models.c.name == name))).first()
+        if row is None:
+            raise NotFound("no such model")
+        return _model(row)
+
+    async def models(self, *, after: str, limit: int) -> list[Model]:
+        """Return up to `limit` models whose names come after `after`, by name."""
+        query = sa.select(models).where(models.c.name > after).order_by(models.c.name).limit(limit)
+        async with self._records.read() as connection:
+            return [_model(row) for row in await connection.execute(query)]
+
+    async def version(self, name: str) -> Version:
+        """Return a version by resource name. Raises NotFound."""
+        model, number = parse_version_name(name)
+        query = sa.select(versions).where(versions.c.model == model, versions.c.number == number)
+        async with self._records.read() as connection:
+            row = (await connection.execute(query)).first()
+        if row is None:
+            raise NotFound("no such version")
+        return _version(row)
+
+    async def versions(self, model: str, *, before: int, limit: int) -> list[Version]:
+        """Return up to `limit` versions of `model` with numbers below `before`, newest first."""
+        query = (
+            sa.select(versions)
+            .where(versions.c.model == model, versions.c.number < before)
+            .order_by(versions.c.number.desc())
+            .limit(limit)
+        )
+        async with self._records.read() as connection:
+            return [_version(row) for row in await connection.execute(query)]
+
+    async def release(self, model: str) -> Release:
+        """Return the release in force. Raises NotFound when there is none."""
+        query = (
+            sa.select(releases)
+            .join(models, (models.c.name == releases.c.model) & (models.c.generation == releases.c.generation))
+            .where(models.c.name == model)
+        )
+        async with self._records.read() as connection:
+            row = (await connection.execute(query)).first()
+        if row is None:
+            raise NotFound("no release of this model")
+        return _release(row)
+
+    async def releases(self, model: str, *, before: int, limit: int) -> list[Release]:
+        """Return up to `limit` releases of `model` with generations below `before`, newest first."""
+        query = (
+            sa.select(releases)
+            .where(releases.c.model == model, releases.c.generation < before)
+            .order_by(releases.c.generation.desc())
+            .limit(limit)
+        )
+        async with self._records.read() as connection:
+            return [_release(row) for row in await connection.execute(query)]
+
+    async def create_release(
+        self,
+        model: str,
+        arms: Sequence[Arm],
+        *,
+        releaser: str,
+        request_id: str,
+        sign: Callable[[int], bytes],
+    ) -> Release:
+        """Put `arms` in force as the next generation; `sign` makes the statement for that generation.
+
+        The same releaser and request_id give the first release again. Raises Aborted when another release won,
+        FailedPrecondition when weights do not sum to 100 or a version is not of this model.
+        """
+        if sum(arm.weight for arm in arms) != 100:
+            raise FailedPrecondition("weights of a release sum to 100")
+        if any(parse_version_name(arm.version)[0] != model for arm in arms):
+            raise FailedPrecondition("a release takes versions of its own model")
+        now = self._clock()
+        async with self._records.write() as connection:
+            earlier = await connection.execute(
+                sa.select(releases).where(
+                    releases.c.model == model, releases.c.releaser == releaser, releases.c.request_id == request_id
+                )
+            )
+            if (row := earlier.first()) is not None:
+                return _release(row)
+            current = (await connection.execute(sa.select(models.c.generation).where(models.c.name == model))).scalar()
+            if current is None:
+                raise NotFound("no such model")
+            newest = sa.select(sa.func.max(releases.c.generation)).where(releases.c.model == model)
+            generation = int((await connection.execute(newest)).scalar() or 0) + 1
+            release = Release(
+                model=model,
+                generation=generation,
+                arms=tuple(arms),
+                releaser=releaser,
+                created_at=now,
+                statement=sign(generation),
+            )
+            try:
+                await connection.execute(
+                    releases.insert().values(
+                        model=model,
+                        generation=generation,
+                        arms=[dataclasses.asdict(arm) for arm in arms],
+                        releaser=releaser,
+                        created_at=_micros(now),
+                        statement=release.statement,
+                        request_id=request_id,
+                    )
+                )
+            except IntegrityError:
+                raise Aborted("another release won") from None
+            swapped = await connection.execute(
+                models.update()
+                .where(models.c.name == model, models.c.generation == current)
+                .values(generation=generation)
+            )
+            if swapped.rowcount != 1:
+                raise Aborted("another release won")
+        return release
+
+
+def _micros(moment: dt.datetime) -> int:
+    return int(moment.timestamp() * 1_000_000)
+
+
+def _moment(micros: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(micros / 1_000_000, dt.UTC)
+
+
+def _model(row: Any) -> Model:
+    return Model(
+        name=row.name, description=row.description, created_at=_moment(row.created_at), generation=row.generation
+    )
+
+
+def _version(row: Any) -> Version:
+    return Version(
+        manifest=Manifest.model_validate_json(row.manifest),
+        submitter=row.submitter,
+        created_at=_moment(row.created_at),
+        evidence=Evidence(statement=row.statement, log_leaf=row.log_leaf, log_proof=row.log_proof),
+    )
+
+
+def _release(row: Any) -> Release:
+    return Release(
+        model=row.model,
+        generation=row.generation,
+        arms=tuple(Arm(version=arm["version"], weight=arm["weight"]) for arm in row.arms),
+        releaser=row.releaser,
+        created_at=_moment(row.created_at),
+        statement=row.statement,
+    )

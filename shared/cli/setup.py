@@ -1,0 +1,129 @@
+"""`bastide init`: certificates, keys, trust root and configuration of a development set-up in one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from jwt.algorithms import OKPAlgorithm
+
+from shared.identity.authority import CertificateAuthority
+from shared.keys import FileKeyProvider, SigningKey
+from shared.statements import TrustedKey, TrustRoot
+from shared.transparency.note import Verifier
+
+TRUST_DOMAIN = "bastide.local"
+LOG_NAME = "bastide.local/audit"
+SERVICES = ("audit", "policy-guard", "model-server")
+BASE_PORT = 8441
+
+# One master key per use; a service holds no key it has no use for.
+_USES = {
+    "audit": ("sealed", "persons"),
+    "policy-guard": ("identity",),
+    "model-server": ("objects", "outbox"),
+}
+# One signing key per kind of statement.
+_KINDS = {
+    "audit": ("checkpoint",),
+    "policy-guard": ("decision", "identity"),
+    "model-server": ("statement",),
+}
+_IN_TRUST_ROOT = (("policy-guard", "decision"), ("model-server", "statement"))
+
+
+def create(home: Path, *, base_port: int = BASE_PORT, clients: tuple[str, ...] = ("cli",)) -> None:
+    """Create a set-up in `home`, which must be empty or absent. Raises FileExistsError.
+
+    Ports: base_port + 0.. for gRPC of audit, policy-guard and model-server, + 10.. for their probes; 0 takes free ones.
+    """
+    if home.exists() and any(home.iterdir()):
+        raise FileExistsError(f"{home} is not empty")
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.umask(0o077)
+    (home / "trust").mkdir(mode=0o700)
+    authority = CertificateAuthority.create(home / "pki", trust_domain=TRUST_DOMAIN)
+    for service in SERVICES:
+        authority.issue(service, home / "pki" / service, dns=f"{service}.{TRUST_DOMAIN}")
+    for client in clients:
+        issue_client(home, client)
+    trusted: list[TrustedKey] = []
+    for service in SERVICES:
+        folder = home / service
+        folder.mkdir(mode=0o700)
+        FileKeyProvider.create(folder / "keys.json", _USES[service])
+        for kind in _KINDS[service]:
+            key = SigningKey.create(folder / f"{kind}.pem", name=f"{service}/{kind}")
+            if (service, kind) in _IN_TRUST_ROOT:
+                trusted.append(TrustedKey.of(key, service=service, kind=kind))
+            if kind == "identity":
+                write_jwks(home / "trust" / "jwks.json", {key.key_id: key.public_key})
+            if kind == "checkpoint":
+                (home / "trust" / "log.vkey").write_text(
+                    Verifier(name=LOG_NAME, public=key.public_key.public_bytes_raw()).vkey + "\n"
+                )
+    (home / "trust" / "trust.json").write_text(TrustRoot(keys=tuple(trusted)).model_dump_json(indent=2) + "\n")
+    (home / "model-server" / "outbox").mkdir(mode=0o700)
+    for position, service in enumerate(SERVICES):
+        (home / service / f"{service}.toml").write_text(_configuration(home, service, base_port, position))
+
+
+def issue_client(home: Path, name: str) -> None:
+    """Issue a client certificate for `spiffe://<trust-domain>/client/<name>` into `pki/clients/`."""
+    authority = CertificateAuthority(home / "pki", trust_domain=TRUST_DOMAIN)
+    authority.issue(f"client/{name}", home / "pki" / "clients" / name, dns=f"{name}.client.{TRUST_DOMAIN}")
+
+
+def write_jwks(path: Path, keys: dict[str, Ed25519PublicKey]) -> None:
+    """Write a JWK Set (RFC 7517, RFC 8037) of the public keys, by key id."""
+    entries = [
+        {**json.loads(OKPAlgorithm.to_jwk(key)), "kid": key_id, "use": "sig", "alg": "EdDSA"}
+        for key_id, key in keys.items()
+    ]
+    path.write_text(json.dumps({"keys": entries}, indent=2) + "\n")
+
+
+def _configuration(home: Path, service: str, base_port: int, position: int) -> str:
+    def address(offset: int) -> str:
+        return f"127.0.0.1:{base_port + offset if base_port else 0}"
+
+    lines = [
+        f"# Written by `bastide init`. `python -m services.{service.replace('-', '_')} --config <this> --check-config`",
+        "# explains every setting; relative paths count from this folder.",
+        f'records = "sqlite:///{home.resolve() / service / "records.db"}"',
+        'keys = "keys.json"',
+        'trust = "../trust/trust.json"',
+    ]
+    extra = {
+        "audit": ['log_key = "checkpoint.pem"', f'log_name = "{LOG_NAME}"', 'tiles = "log"'],
+        "policy-guard": ['decision_key = "decision.pem"', 'identity_key = "identity.pem"'],
+        "model-server": [
+            f'objects = "file://{home.resolve() / service / "objects"}"',
+            'outbox = "outbox"',
+            'statement_key = "statement.pem"',
+        ],
+    }
+    lines += extra[service]
+    lines += [
+        "",
+        "[server]",
+        f'listen = "{address(position)}"',
+        f'probes = "{address(10 + position)}"',
+        'ports_file = "ports"',
+        "",
+        "[server.tls]",
+        f'certificate = "../pki/{service}.pem"',
+        f'key = "../pki/{service}.key"',
+        'ca = "../pki/ca.pem"',
+        f'trust_domain = "{TRUST_DOMAIN}"',
+        "",
+        "[[server.issuers]]",
+        'issuer = "https://bastide.local/identity"',
+        'audience = "bastide"',
+        'jwks_file = "../trust/jwks.json"',
+    ]
+    for name, offset in (("audit", 0), ("guard", 1)):
+        lines += ["", f"[{name}]", f'address = "{address(offset)}"']
+    return "\n".join(lines) + "\n"

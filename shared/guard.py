@@ -1,0 +1,123 @@
+"""The other services' side of the guard: asking for decisions, and believing only those that verify.
+
+Everything here fails closed: whatever is not one signed, current decision about this very call is GuardUnavailable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import hashlib
+import hmac
+from collections.abc import Callable
+
+import grpc
+import stamina
+from google.protobuf.message import DecodeError
+
+from bastide.policy_guard.v1 import guard_pb2, guard_pb2_grpc
+from bastide.types.v1 import decision_pb2, principal_pb2
+from shared.errors import GuardUnavailable
+from shared.rpc.call import Call, Judgement
+from shared.rpc.channel import Channel, outgoing
+from shared.statements import Signature, StatementRefused, TrustRoot, verify_bytes
+from shared.statements.dsse import encode_base64
+
+DECISION_TYPE = "application/vnd.bastide.decision.v1+protobuf"
+GUARD = "policy-guard"
+DECISION_KEY = "decision"
+_SKEW = dt.timedelta(seconds=5)
+
+
+class DecisionVerifier:
+    """Verifies the guard's decisions for one service."""
+
+    def __init__(
+        self, trust: TrustRoot, *, audience: str, clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
+    ) -> None:
+        """Believe the decision keys that `trust` lists for the guard, in decisions made for `audience` (SPIFFE id)."""
+        self._trust = trust
+        self._audience = audience
+        self._clock = clock
+
+    def verify(
+        self,
+        signed: decision_pb2.SignedDecision,
+        opening: decision_pb2.DecisionOpening,
+        *,
+        method: str,
+        action: str,
+        subject: str,
+    ) -> Judgement:
+        """Return the judgement on `subject` calling `method` for `action`. Raises GuardUnavailable for any doubt."""
+        now = self._clock()
+        try:
+            signature = Signature(keyid=signed.key_id, sig=encode_base64(signed.signature))
+            verify_bytes(
+                DECISION_TYPE, signed.decision, signature, self._trust, service=GUARD, kind=DECISION_KEY, at=now
+            )
+            decision = decision_pb2.Decision.FromString(signed.decision)
+        except (StatementRefused, DecodeError, ValueError):
+            raise GuardUnavailable("the guard's decision does not verify") from None
+        expected = (method, action, self._audience, subject)
+        found = (decision.method, decision.action, decision.audience, opening.principal.subject)
+        current = decision.decided_at.ToDatetime(dt.UTC) <= now + _SKEW and decision.expires_at.ToDatetime(dt.UTC) > now
+        known = decision.effect in (decision_pb2.EFFECT_ALLOW, decision_pb2.EFFECT_DENY)
+        opened = hmac.compare_digest(
+            commit(opening.salt, opening.policy_input), decision.input_commitment
+        ) and hmac.compare_digest(commit(opening.salt, subject.encode()), decision.subject_commitment)
+        if not (expected == found and current and known and opened and decision.decision_id):
+            raise GuardUnavailable("the guard's decision is not about this call")
+        return Judgement(decision=decision, signed=signed, opening=opening)
+
+
+def commit(salt: bytes, value: bytes) -> bytes:
+    """Return the salted commitment SHA-256(salt || value); `salt` is 32 random bytes, so lengths cannot be confused."""
+    return hashlib.sha256(salt + value).digest()
+
+
+class GuardClient:
+    """Asks the guard over mutual TLS. A decision has no effect, so a lost question is asked again."""
+
+    def __init__(self, channel: Channel, verifier: DecisionVerifier, *, timeout: float) -> None:
+        """Give each question `timeout` seconds in all."""
+        self._channel = channel
+        self._verifier = verifier
+        self._timeout = timeout
+
+    async def check(self, call: Call, resource: guard_pb2.Resource) -> Judgement:
+        """Return the decision on `call`; see `shared.rpc.layers.AccessGuard`."""
+        request = guard_pb2.CheckAccessRequest(
+            token=call.token or "",
+            workload=principal_pb2.Workload(
+                spiffe_id=call.caller.spiffe_id, certificate_sha256=call.caller.certificate_sha256
+            ),
+            method=call.method,
+            action=call.row.action,
+            mfa=call.row.mfa,
+            resource=resource,
+        )
+        try:
+            async with asyncio.timeout(self._timeout):
+                response = await self._ask(request)
+        except (grpc.aio.AioRpcError, TimeoutError):
+            raise GuardUnavailable("the policy guard did not decide") from None
+        return self._verifier.verify(
+            response.decision,
+            response.opening,
+            method=call.method,
+            action=call.row.action,
+            subject=call.person.subject,
+        )
+
+    async def _ask(self, request: guard_pb2.CheckAccessRequest) -> guard_pb2.CheckAccessResponse:
+        def transient(error: Exception) -> bool:
+            return isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNAVAILABLE
+
+        async for attempt in stamina.retry_context(
+            on=transient, attempts=3, timeout=self._timeout, wait_initial=0.05, wait_max=0.5, wait_jitter=0.1
+        ):
+            with attempt:
+                stub: guard_pb2_grpc.GuardServiceAsyncStub = guard_pb2_grpc.GuardServiceStub(self._channel.get())
+                return await stub.CheckAccess(request, timeout=self._timeout, metadata=outgoing())
+        raise AssertionError("unreachable: the last attempt raises")

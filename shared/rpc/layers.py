@@ -1,0 +1,335 @@
+"""The chain that every RPC of every service passes: context -> errors -> audit -> authenticate -> authorise.
+
+Requests are parsed inside it, after authentication. Each layer is a function of the call and of what comes next;
+`shared.rpc.server` composes them in exactly this order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import grpc
+import limits
+import structlog
+from google.protobuf.message import Message
+from opentelemetry import propagate, trace
+
+from bastide.audit.v1 import record_pb2
+from bastide.policy_guard.v1 import guard_pb2
+from shared import errors, observability
+from shared.audit import AuditLog, record_of
+from shared.identity.principal import Principal, Workload, workload_from_certificate
+from shared.identity.tokens import TokenVerifier
+from shared.rpc import status
+from shared.rpc.call import Call, Denied, Judgement, Next, Owned, current
+from shared.rpc.methods import Auth, Recording
+
+log = structlog.get_logger()
+tracer = trace.get_tracer("bastide.rpc")
+
+PUBLIC_CALLS_PER_SECOND = 50
+_UNAUTHENTICATED = (errors.Unauthenticated, errors.PeerNotAllowed)
+
+
+class AccessGuard(Protocol):
+    """Asks for the decision on one call: over the network, or in process within the guard itself."""
+
+    async def check(self, call: Call, resource: guard_pb2.Resource) -> Judgement:
+        """Return the verified decision. Raises GuardUnavailable for anything else; callers MUST then refuse."""
+        ...
+
+
+class ContextLayer:
+    """Binds the call's context for logs and traces, holds the concurrency limit, measures."""
+
+    def __init__(self, *, max_concurrent: int, max_seconds: float) -> None:
+        """Refuse calls beyond `max_concurrent` in flight; end calls after `max_seconds`."""
+        self._free = max_concurrent
+        self._max_seconds = max_seconds
+
+    async def __call__(self, call: Call, following: Next) -> None:
+        """Run the call within its context."""
+        _, service, method = call.method.split("/")
+        carrier = {key: str(value) for key, value in call.context.invocation_metadata() or () if key == "traceparent"}
+        parent = propagate.extract(carrier)
+        code = "OK"
+        current.set(call)
+        self._free -= 1
+        observability.RPC_IN_FLIGHT.labels(service).inc()
+        try:
+            with (
+                tracer.start_as_current_span(
+                    f"{service}/{method}",
+                    context=parent,
+                    kind=trace.SpanKind.SERVER,
+                    record_exception=False,
+                    set_status_on_exception=False,
+                    attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
+                ) as span,
+                structlog.contextvars.bound_contextvars(
+                    call_id=call.call_id, method=call.method, trace_id=f"{span.get_span_context().trace_id:032x}"
+                ),
+            ):
+                try:
+                    await following(self._admitted(call))
+                finally:
+                    code = grpc.StatusCode.CANCELLED.name
+                    if call.outcome is not None:
+                        code = call.outcome.code.name
+                    elif call.finished:
+                        code = "OK"
+                    span.set_attribute("rpc.grpc.status_code", code)
+                    elapsed = asyncio.get_running_loop().time() - call.started
+                    log.info(
+                        "rpc", code=code, reason=call.outcome.reason if call.outcome else "", seconds=round(elapsed, 6)
+                    )
+                    observability.RPC_SECONDS.labels(service, method).observe(elapsed)
+        finally:
+            self._free += 1
+            observability.RPC_IN_FLIGHT.labels(service).dec()
+            reason = call.outcome.reason if call.outcome else ""
+            observability.RPC_HANDLED.labels(service, method, code, reason).inc()
+
+    def _admitted(self, call: Call) -> Call:
+        call.overloaded = self._free < 0
+        call.max_seconds = self._max_seconds
+        return call
+
+
+async def errors_layer(call: Call, following: Next) -> None:
+    """Turn every failure into a status that says what it may and nothing more."""
+    try:
+        if call.overloaded:
+            raise errors.ResourceExhausted("too many calls in flight", retry_after=1.0)
+        left = call.remaining()
+        limit = call.max_seconds if left is None else min(left, call.max_seconds)
+        try:
+            async with asyncio.timeout(limit):
+                await following(call)
+        except TimeoutError:
+            raise errors.DeadlineExceeded("the call did not end within its deadline") from None
+        call.finished = True
+    except errors.Error as error:
+        call.outcome = error
+        await _abort(call, error)
+    except asyncio.CancelledError:
+        call.outcome = errors.Cancelled("the caller went away")
+        raise
+    except Exception as error:  # noqa: BLE001  (the boundary: whatever is unforeseen must not reach the caller)
+        error_id = str(uuid.uuid4())
+        log.error("rpc_failed", error_id=error_id, error=error)
+        call.outcome = errors.Error("internal error", error_id=error_id)
+        await _abort(call, call.outcome)
+
+
+async def _abort(call: Call, error: errors.Error) -> None:
+    details = status.render(error, call_id=call.call_id)
+    code = next(code for code in grpc.StatusCode if code.value[0] == int(error.code))
+    await call.context.abort(
+        code, error.message, trailing_metadata=((status.DETAILS_KEY, details.SerializeToString()),)
+    )
+
+
+class Refusals:
+    """Counts refusals before authentication and writes them as one record an interval."""
+
+    def __init__(self, audit: AuditLog, *, interval: float = 10.0) -> None:
+        """Append to `audit` every `interval` seconds while there is something to append."""
+        self._audit = audit
+        self._interval = interval
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def add(self, method: str, reason: str) -> None:
+        """Count one refusal. The number of keys is bounded by the table's methods times our reasons."""
+        observability.REFUSALS_AGGREGATED.labels(reason).inc()
+        self._counts[method, reason] += 1
+
+    async def run(self) -> None:
+        """Flush for ever; owned by the server."""
+        while True:
+            await asyncio.sleep(self._interval)
+            try:
+                await self.flush()
+            except errors.Unavailable as error:
+                log.warning("refusals_not_recorded", pending=self._counts.total(), reason=error.reason)
+
+    async def flush(self) -> None:
+        """Append what was counted. Raises AuditUnavailable, and keeps the counts."""
+        counts, self._counts = self._counts, Counter()
+        if not counts:
+            return
+        try:
+            await self._audit.append(
+                [
+                    record_of(
+                        record_pb2.RECORD_KIND_REFUSED,
+                        call_id=str(uuid.uuid4()),
+                        method=method,
+                        reason=reason,
+                        count=count,
+                    )
+                    for (method, reason), count in counts.items()
+                ]
+            )
+        except errors.Error:
+            self._counts.update(counts)
+            raise
+
+
+class AuditLayer:
+    """Leaves a record of every guarded call, before its effect, and of every refusal, before its answer."""
+
+    def __init__(self, audit: AuditLog, refusals: Refusals, owned: Owned) -> None:
+        """Write to `audit`; run changes as tasks of `owned`, so that a caller's cancel cannot lose their end."""
+        self._audit = audit
+        self._refusals = refusals
+        self._owned = owned
+
+    async def __call__(self, call: Call, following: Next) -> None:
+        """Record around the rest of the chain."""
+        if call.row.recording is Recording.CHANGE:
+            await asyncio.shield(self._owned.start(self._recorded(call, following)))
+        else:
+            await self._recorded(call, following)
+
+    async def _recorded(self, call: Call, following: Next) -> None:
+        call.allowed = functools.partial(self._allowed, call)
+        try:
+            await following(call)
+        except _UNAUTHENTICATED as error:
+            self._refusals.add(call.method, error.reason)
+            raise
+        except errors.Error as error:
+            await self._ended(call, error)
+            raise
+        except Exception:
+            await self._ended(call, errors.Error("internal error"))
+            raise
+        if call.row.recording is Recording.CHANGE:
+            await self._append(call, record_pb2.RECORD_KIND_CHANGED)
+
+    async def _allowed(self, call: Call) -> None:
+        if call.row.recording is Recording.NONE:
+            return
+        kind = (
+            record_pb2.RECORD_KIND_CHANGE if call.row.recording is Recording.CHANGE else record_pb2.RECORD_KIND_ACCESS
+        )
+        await self._append(call, kind)
+        call.recorded = True
+
+    async def _ended(self, call: Call, error: errors.Error) -> None:
+        if call.row.auth in (Auth.PUBLIC, Auth.PEER):
+            return
+        if not call.recorded:
+            kind = record_pb2.RECORD_KIND_DENIED if isinstance(error, Denied) else record_pb2.RECORD_KIND_REFUSED
+            await self._append(call, kind, error)
+        elif call.row.recording is Recording.CHANGE:
+            await self._append(call, record_pb2.RECORD_KIND_CHANGED, error)
+
+    async def _append(
+        self, call: Call, kind: record_pb2.RecordKind.ValueType, error: errors.Error | None = None
+    ) -> None:
+        await self._audit.append(
+            [
+                record_of(
+                    kind,
+                    call_id=call.call_id,
+                    method=call.method,
+                    action=call.row.action,
+                    resource=call.resource_name,
+                    principal=call.principal,
+                    judgement=call.judgement,
+                    status_code=0 if error is None else int(error.code),
+                    reason="" if error is None else error.reason,
+                )
+            ]
+        )
+
+
+class AuthenticateLayer:
+    """Establishes workload and, where the method needs one, principal; then parses the first request message."""
+
+    def __init__(self, verifier: TokenVerifier, *, trust_domain: str) -> None:
+        """Accept certificates of `trust_domain` and tokens that `verifier` accepts."""
+        self._verifier = verifier
+        self._trust_domain = trust_domain
+        self._workload = functools.lru_cache(maxsize=1024)(
+            functools.partial(workload_from_certificate, trust_domain=trust_domain)
+        )
+        self._throttle = limits.strategies.MovingWindowRateLimiter(limits.storage.MemoryStorage())
+        self._public_limit = limits.RateLimitItemPerSecond(PUBLIC_CALLS_PER_SECOND)
+
+    async def __call__(self, call: Call, following: Next) -> None:
+        """Authenticate, parse, go on."""
+        call.workload = self._peer(call)
+        if call.row.auth is Auth.PUBLIC:
+            if not self._throttle.hit(self._public_limit, call.workload.spiffe_id):
+                raise errors.ResourceExhausted("too many calls", retry_after=1.0)
+        elif call.row.auth is Auth.PEER:
+            self._admit_peer(call, call.workload)
+        else:
+            call.token, call.principal = await self._bearer(call, call.workload)
+        call.first = await call.read()
+        if call.first is None and not call.descriptor.client_streaming:
+            raise errors.MalformedRequest("the call has no request message")
+        await following(call)
+
+    def _peer(self, call: Call) -> Workload:
+        tls = call.context.auth_context()
+        certificates = list(tls.get("x509_pem_cert", ()))
+        if len(certificates) != 1 or list(tls.get("ssl_tls_version", ())) != [b"TLSv1.3"]:
+            raise errors.Unauthenticated("mutual TLS 1.3 is needed")
+        return self._workload(certificates[0])
+
+    def _admit_peer(self, call: Call, workload: Workload) -> None:
+        allowed = {f"spiffe://{self._trust_domain}/{name}" for name in call.row.peers}
+        if workload.spiffe_id not in allowed:
+            raise errors.PeerNotAllowed("this certificate may not call this method")
+
+    async def _bearer(self, call: Call, workload: Workload) -> tuple[str, Principal]:
+        header = call.metadata("authorization") or ""
+        scheme, _, token = header.partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise errors.Unauthenticated("a bearer token is needed")
+        # Off the loop: a stale key set is fetched within.
+        return token, await asyncio.to_thread(self._verifier.verify, token, workload)
+
+
+class AuthoriseLayer:
+    """Asks the guard about calls under policy; session calls are judged by their handler's guard session."""
+
+    def __init__(self, guard: AccessGuard, servicers: dict[str, Any]) -> None:
+        """Ask `guard`; gather facts about resources from the servicers, by service full name."""
+        self._guard = guard
+        self._servicers = servicers
+
+    async def __call__(self, call: Call, following: Next) -> None:
+        """Go on only when the decision is an allow and stands in the log."""
+        if call.row.auth is Auth.POLICY:
+            resource = await self._resource(call)
+            call.resource_name = resource.name
+            judgement = await self._guard.check(call, resource)
+            call.judgement = judgement
+            if not judgement.allowed:
+                raise Denied(judgement)
+            await call.allowed()
+        await following(call)
+
+    async def _resource(self, call: Call) -> guard_pb2.Resource:
+        resource = guard_pb2.Resource(type=call.row.resource)
+        request = call.first
+        for field in ("name", "parent", "subject"):
+            if request is not None and isinstance(getattr(request, field, None), str):
+                resource.name = getattr(request, field)
+                break
+        if call.row.facts:
+            gather: Callable[[Message | None, Call], Awaitable[dict[str, Any]]] = getattr(
+                self._servicers[call.descriptor.containing_service.full_name], call.row.facts
+            )
+            resource.attributes.update(await gather(request, call))
+        return resource

@@ -1,0 +1,66 @@
+"""`/livez`, `/readyz` and `/metrics` over plain HTTP: the one listener without mTLS, for probes and scrapers."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Callable, Mapping
+
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+
+class Probes:
+    """Serves probes from threads of its own, so that a stuck event loop is visible as such."""
+
+    def __init__(self, address: str, problems: Callable[[], Mapping[str, str]]) -> None:
+        """Listen on `host:port` (port 0: any); `problems` names what keeps the service from being ready."""
+        host, _, port = address.rpartition(":")
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            timeout = 5
+
+            def do_GET(self) -> None:
+                found = problems()
+                answers = {
+                    "/livez": (200, "text/plain", b"ok\n"),
+                    "/readyz": (
+                        503 if found else 200,
+                        "application/json",
+                        json.dumps({"problems": dict(found)}).encode(),
+                    ),
+                }
+                if self.path == "/metrics":
+                    self._answer(200, CONTENT_TYPE_LATEST, generate_latest())
+                else:
+                    self._answer(*answers.get(self.path, (404, "text/plain", b"not found\n")))
+
+            def _answer(self, code: int, kind: str, body: bytes) -> None:
+                self.send_response(code)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the base class's name)
+                """Stay silent: probes come every few seconds."""
+
+        self._server = http.server.ThreadingHTTPServer((host, int(port)), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return int(self._server.server_address[1])
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=5)
