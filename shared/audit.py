@@ -73,6 +73,7 @@ def record_of(
     resource: str = "",
     principal: Principal | None = None,
     judgement: Judgement | None = None,
+    inference: record_pb2.InferenceFacts | None = None,
     status_code: int = 0,
     reason: str = "",
     count: int = 0,
@@ -95,6 +96,8 @@ def record_of(
     if judgement is not None:
         record.decision.CopyFrom(judgement.signed)
         record.opening.CopyFrom(judgement.opening)
+    if inference is not None:
+        record.inference.CopyFrom(inference)
     return record
 
 

@@ -65,10 +65,11 @@ def configure(settings: ObservabilitySettings, *, service: str) -> None:
     )
     structlog.contextvars.bind_contextvars(service=service)
     propagate.set_global_textmap(TraceContextTextMapPropagator())
+    # Without an endpoint spans still carry ids, which tie the log lines of all services together.
+    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: f"bastide-{service}"}))
     if settings.otlp_endpoint is not None:
-        provider = TracerProvider(resource=Resource.create({SERVICE_NAME: f"bastide-{service}"}))
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.otlp_endpoint)))
-        trace.set_tracer_provider(provider)
+    trace.set_tracer_provider(provider)
 
 
 def _exception_type_only(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

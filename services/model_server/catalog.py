@@ -17,49 +17,41 @@ import rfc8785
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from services.model_server.importer import ImportedModel
 from services.model_server.tables import models, releases, versions
 from shared.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
-from shared.objects import ArtifactRef
 from shared.records.store import Records
 
 Clock = Callable[[], dt.datetime]
 
 
-class Artifact(pydantic.BaseModel, frozen=True, extra="forbid", strict=True):
-    """One object of a version."""
+class DeclaredModel(pydantic.BaseModel, frozen=True, extra="forbid", strict=True):
+    """A model that a configured remote backend says it serves; taken on trust."""
 
-    uri: str
-    digest: str
-    size: int
-    key_id: str
-
-    @classmethod
-    def of(cls, ref: ArtifactRef) -> Artifact:
-        """Return the manifest's form of a reference."""
-        return cls(uri=ref.uri, digest=ref.digest, size=ref.size, key_id=ref.key_id)
-
-    def ref(self) -> ArtifactRef:
-        """Return the reference for the object store."""
-        return ArtifactRef(uri=self.uri, digest=self.digest, size=self.size, key_id=self.key_id)
+    backend: str
+    remote_model: str
+    revision: str
+    license: str
+    max_context: int
 
 
-class Manifest(pydantic.BaseModel, frozen=True, extra="forbid", strict=True):
-    """Everything that makes a version what it is. Its digest, over canonical JSON (RFC 8785), names the version."""
+class Manifest(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Everything that makes a version what it is. Its digest, over canonical JSON (RFC 8785), names the version.
+
+    Exactly one of `imported` (bytes in our store) and `declared` is set.
+    """
 
     model: str
     number: int
-    origin: dict[str, str]
-    architecture: str
-    parameters: int
-    context_length: int
-    vocabulary: int
-    template_digest: str
-    tokenizer_digest: str
-    weights_size: int
     classification: str
     permitted_purposes: tuple[str, ...]
-    loaded: bool
-    artifacts: dict[str, Artifact]
+    imported: ImportedModel | None
+    declared: DeclaredModel | None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether this server loads the bytes itself."""
+        return self.imported is not None
 
     def to_json(self) -> bytes:
         """Return the canonical JSON that is digested and signed."""

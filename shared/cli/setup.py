@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from jwt.algorithms import OKPAlgorithm
 
 from shared.identity.authority import CertificateAuthority
-from shared.keys import FileKeyProvider, SigningKey
+from shared.keys import FileKeyProvider, SigningKey, files
 from shared.statements import TrustedKey, TrustRoot
-from shared.transparency.note import Verifier
+from shared.transparency.note import Signer
 
 TRUST_DOMAIN = "bastide.local"
 LOG_NAME = "bastide.local/audit"
@@ -27,7 +28,7 @@ _USES = {
 }
 # One signing key per kind of statement.
 _KINDS = {
-    "audit": ("checkpoint",),
+    "audit": (),
     "policy-guard": ("decision", "identity"),
     "model-server": ("statement",),
 }
@@ -60,11 +61,11 @@ def create(home: Path, *, base_port: int = BASE_PORT, clients: tuple[str, ...] =
                 trusted.append(TrustedKey.of(key, service=service, kind=kind))
             if kind == "identity":
                 write_jwks(home / "trust" / "jwks.json", {key.key_id: key.public_key})
-            if kind == "checkpoint":
-                (home / "trust" / "log.vkey").write_text(
-                    Verifier(name=LOG_NAME, public=key.public_key.public_bytes_raw()).vkey + "\n"
-                )
     (home / "trust" / "trust.json").write_text(TrustRoot(keys=tuple(trusted)).model_dump_json(indent=2) + "\n")
+    signer = Signer.generate(LOG_NAME)
+    files.create(home / "audit" / "log.key", signer.skey.encode())
+    (home / "trust" / "log.vkey").write_text(signer.verifier.vkey + "\n")
+    files.create(home / "audit" / "lookup.key", secrets.token_bytes(32))
     (home / "model-server" / "outbox").mkdir(mode=0o700)
     for position, service in enumerate(SERVICES):
         (home / service / f"{service}.toml").write_text(_configuration(home, service, base_port, position))
@@ -97,12 +98,13 @@ def _configuration(home: Path, service: str, base_port: int, position: int) -> s
         'trust = "../trust/trust.json"',
     ]
     extra = {
-        "audit": ['log_key = "checkpoint.pem"', f'log_name = "{LOG_NAME}"', 'tiles = "log"'],
+        "audit": ['log_key = "log.key"', 'lookup_key = "lookup.key"', 'tiles = "log"'],
         "policy-guard": ['decision_key = "decision.pem"', 'identity_key = "identity.pem"'],
         "model-server": [
             f'objects = "file://{home.resolve() / service / "objects"}"',
             'outbox = "outbox"',
             'statement_key = "statement.pem"',
+            'log_public_key = "../trust/log.vkey"',
         ],
     }
     lines += extra[service]

@@ -10,14 +10,18 @@ from typing import Any, TypeVar
 
 import grpc
 import protovalidate
+import structlog
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError, Message
 
+from bastide.audit.v1 import record_pb2
 from bastide.types.v1 import decision_pb2
 from shared.errors import Error, InvalidArgument, MalformedRequest, MessageTooLarge, PermissionDenied
 from shared.identity.principal import Principal, Workload
 from shared.rpc.methods import Auth, Method
+
+log = structlog.get_logger()
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
@@ -69,6 +73,7 @@ class Call:
     judgement: Judgement | None = None
     resource_name: str = ""
     first: Message | None = None
+    inference: record_pb2.InferenceFacts | None = None
     response: Message | None = None
     outcome: Error | None = None
     finished: bool = False
@@ -184,8 +189,13 @@ class Owned:
         if not isinstance(task, asyncio.Task):
             raise TypeError("a coroutine is needed")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("owned_task_failed", error=error)
 
     async def drain(self, seconds: float) -> int:
         """Wait for all tasks for at most `seconds`, cancel the rest, return how many were cancelled."""

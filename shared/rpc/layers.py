@@ -244,6 +244,7 @@ class AuditLayer:
                     resource=call.resource_name,
                     principal=call.principal,
                     judgement=call.judgement,
+                    inference=call.inference,
                     status_code=0 if error is None else int(error.code),
                     reason="" if error is None else error.reason,
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import resource
 import signal
@@ -188,8 +189,9 @@ class Server:
         if inspect.isawaitable(answer):
             call.response = await answer
             return
-        async for response in answer:
-            await call.write(response)
+        async with contextlib.aclosing(answer):
+            async for response in answer:
+                await call.write(response)
 
     def _ready(self) -> bool:
         return not self._found and not self._draining

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
 from shared.errors import Error
 from shared.rpc.call import Denied
@@ -35,3 +37,16 @@ def _pack(
     packed = any_pb2.Any()
     packed.Pack(message)
     return packed
+
+
+def peer_failure(error: grpc.aio.AioRpcError) -> tuple[str, float | None]:
+    """Return the ErrorInfo reason (empty if there is none of ours) and RetryInfo delay of a failed call to a peer."""
+    status = rpc_status.from_call(error) if error.trailing_metadata() is not None else None  # type: ignore[arg-type]
+    reason, delay = "", None
+    for detail in status.details if status is not None else ():
+        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+        if detail.Unpack(info) and info.domain == DOMAIN:
+            reason = info.reason
+        elif detail.Unpack(retry):
+            delay = retry.retry_delay.ToTimedelta().total_seconds()
+    return reason, delay

@@ -1,0 +1,75 @@
+"""What the log does besides being asked: publishing, and closing lapsed calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+
+import structlog
+
+from services.audit.leases import Leases
+from services.audit.log import Log
+from services.audit.publisher import Publisher
+from shared.errors import Error
+
+_logger = structlog.get_logger(__name__)
+
+
+class Housekeeping:
+    """Runs both while it is entered; leaving it publishes what was appended last.
+
+    `faults` holds the reason of what last failed, by task (`publish`, `leases`), until it succeeds again: a server
+    with faults is not healthy.
+    """
+
+    def __init__(
+        self, log: Log, publisher: Publisher, leases: Leases, *, publish_seconds: float, lease_seconds: float
+    ) -> None:
+        """Publish at most every `publish_seconds`, look for lapsed leases every `lease_seconds`."""
+        self._log = log
+        self._publisher = publisher
+        self._leases = leases
+        self._publish_seconds = publish_seconds
+        self._lease_seconds = lease_seconds
+        self._tasks: list[asyncio.Task[None]] = []
+        self.faults: dict[str, str] = {}
+
+    async def __aenter__(self) -> Housekeeping:
+        """Publish once, raising as `Publisher.publish` does: a log that cannot be published must not start."""
+        await self._publisher.publish()
+        self._tasks = [
+            asyncio.create_task(self._publish(), name="audit-publisher"),
+            asyncio.create_task(self._close_leases(), name="audit-leases"),
+        ]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop, then publish a last time."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+        await self._publisher.publish()
+
+    async def _publish(self) -> None:
+        while True:
+            generation = self._log.grown.generation
+            await self._attempt("publish", self._publisher.publish)
+            await asyncio.sleep(self._publish_seconds)
+            await self._log.grown.wait(generation, self._publish_seconds)
+
+    async def _close_leases(self) -> None:
+        while True:
+            await self._attempt("leases", self._leases.close_lapsed)
+            await asyncio.sleep(self._lease_seconds)
+
+    async def _attempt(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - housekeeping outlives any fault and reports it as unhealthy
+            self.faults[name] = error.reason if isinstance(error, Error) else Error.reason
+            _logger.error("audit_housekeeping_failed", task=name, error=type(error).__name__)
+        else:
+            self.faults.pop(name, None)

@@ -1,0 +1,144 @@
+"""What generates text: one interface, several engines.
+
+A backend takes a conversation and gives text. It decides nothing about who may ask or what may leave.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.model_server.stops import MAX_STOP_LENGTH, MAX_STOPS
+from services.model_server.template import Message
+from shared import errors
+
+MAX_TIMEOUT = 3600.0
+MIN_TEMPERATURE = 0.01
+_MAX_TEMPERATURE = 2.0
+
+
+class Binding(enum.Enum):
+    """How surely an answer's text comes from the stated weights."""
+
+    LOADED = "loaded"  # this process decrypted and loaded those bytes
+    DECLARED = "declared"  # a remote server says so
+
+
+class Finish(enum.Enum):
+    """Why the text ended."""
+
+    STOP = "stop"  # the model ended its answer, or a stop string came
+    LENGTH = "length"  # `max_new_tokens` were generated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abilities:
+    """What a backend honours. A parameter beyond it is refused, never ignored.
+
+    `max_context` bounds prompt and new tokens together. `exact_count` says that `count_tokens` counts with the
+    model's own tokenizer; otherwise it gives an upper bound.
+    """
+
+    binding: Binding
+    max_context: int
+    exact_count: bool
+    max_n: int = 1
+    max_stops: int = MAX_STOPS
+    top_k: bool = False
+    seed: bool = False
+    penalties: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """One conversation to continue.
+
+    `temperature` 0 is greedy decoding, else it is 0.01 to 2; `top_p` is above 0, at most 1; `top_k` 0 means no
+    such limit; the penalties are -2 to 2. `timeout` is in seconds from the call on, waiting included.
+    """
+
+    messages: Sequence[Message]
+    max_new_tokens: int
+    timeout: float
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
+    n: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """The next part of an answer: whole characters, free of stop strings.
+
+    `tokens` is the number of tokens generated since the piece before; over all pieces they add up to what was
+    generated. `finish` is set on the last piece alone.
+    """
+
+    text: str
+    tokens: int
+    finish: Finish | None = None
+
+
+class Backend(Protocol):
+    """An engine that serves one model version."""
+
+    @property
+    def abilities(self) -> Abilities:
+        """What this backend honours; known once `start` has returned."""
+
+    async def start(self) -> None:
+        """Make ready. Raises `BackendUnavailable` or the reason why the model cannot be served."""
+
+    async def close(self) -> None:
+        """Stop for good; generations under way end with `BackendUnavailable`."""
+
+    def healthy(self) -> bool:
+        """Say whether a call made now has a chance."""
+
+    async def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Return the prompt's length in tokens, start of the answer included. Raises `InvalidArgument`."""
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
+        """Generate the answer to `request`, as an asynchronous generator.
+
+        Callers MUST close it (`contextlib.aclosing`); closing early stops the generation. Raises
+        `InvalidArgument` for a parameter out of range or beyond `abilities`, `ResourceExhausted` when too many
+        calls wait, `DeadlineExceeded`, `BackendUnavailable`. After an exception nothing more comes.
+        """
+
+
+def check_request(request: GenerationRequest, abilities: Abilities) -> None:
+    """Raise `InvalidArgument`, naming the field, unless `request` is in range and within `abilities`."""
+    in_range = {
+        "max_new_tokens": 1 <= request.max_new_tokens <= abilities.max_context,
+        "timeout": 0 < request.timeout <= MAX_TIMEOUT,
+        # a division of logits by less than this can overflow and take the whole batch along
+        "temperature": request.temperature == 0 or MIN_TEMPERATURE <= request.temperature <= _MAX_TEMPERATURE,
+        "top_p": 0 < request.top_p <= 1,
+        "top_k": 0 <= request.top_k < 1 << 31,
+        "seed": request.seed is None or 0 <= request.seed < 1 << 63,
+        "presence_penalty": -2 <= request.presence_penalty <= 2,
+        "frequency_penalty": -2 <= request.frequency_penalty <= 2,
+        "stop": len(request.stop) <= MAX_STOPS and all(0 < len(s) <= MAX_STOP_LENGTH for s in request.stop),
+        "n": request.n >= 1,
+    }
+    for field, ok in in_range.items():
+        if not ok:
+            raise errors.InvalidArgument(f"{field} is out of range", field=field)
+    honoured = {
+        "top_k": abilities.top_k or request.top_k == 0,
+        "seed": abilities.seed or request.seed is None,
+        "presence_penalty": abilities.penalties or request.presence_penalty == 0,
+        "frequency_penalty": abilities.penalties or request.frequency_penalty == 0,
+        "stop": len(request.stop) <= abilities.max_stops,
+        "n": request.n <= abilities.max_n,
+    }
+    for field, ok in honoured.items():
+        if not ok:
+            raise errors.InvalidArgument(f"this model's backend does not honour {field}", field=field)

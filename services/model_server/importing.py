@@ -1,0 +1,125 @@
+"""The work of one import job: read the source, encrypt its parts, sign, enter in the log, publish."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+
+from bastide.audit.v1 import record_pb2
+from services.model_server.catalog import Catalog, Evidence, Manifest
+from services.model_server.importer import ImportedModel, import_model
+from services.model_server.imports import ImportJob
+from services.model_server.provenance import FACT, Provenance, statement_digest
+from services.model_server.sources import packaged_model
+from shared.audit import AuditLog, record_of
+from shared.errors import FailedPrecondition, InvalidArgument
+from shared.objects import ArtifactRef, ObjectStore
+
+Report = Callable[[str, int, int, str], Awaitable[None]]
+
+
+class SourceNotAllowed(FailedPrecondition):
+    """The configuration names no such source."""
+
+    reason = "SOURCE_NOT_ALLOWED"
+
+
+class Importing:
+    """Performs import jobs."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        store: ObjectStore,
+        provenance: Provenance,
+        audit: AuditLog,
+        roots: Sequence[Path],
+        packages: Sequence[str],
+    ) -> None:
+        """Import from `packages` and from folders under `roots` only."""
+        self._catalog = catalog
+        self._store = store
+        self._provenance = provenance
+        self._audit = audit
+        self._roots = roots
+        self._packages = packages
+
+    async def perform(self, job: ImportJob, report: Report) -> int:
+        """Import what `job` names and return the number of the version published. Raises `Error`."""
+        path, name, version = await asyncio.to_thread(self._resolve, job.source)
+        number = await self._catalog.next_number(job.model)
+        writer = _ReportingWriter(self._store, report, asyncio.get_running_loop())
+        await report("convert", 0, 0, "bytes")
+        imported: ImportedModel = await asyncio.to_thread(
+            import_model,
+            path,
+            writer=writer,
+            # Objects of a failed attempt are never named again, so a retry cannot meet them.
+            prefix=f"models/{job.model}/{number}-{uuid.uuid4()}",
+            name=name,
+            version=version,
+            declared_license=job.license,
+        )
+        manifest = Manifest(
+            model=job.model,
+            number=number,
+            classification="PUBLIC",
+            permitted_purposes=(),
+            imported=imported,
+            declared=None,
+        )
+        await report("publish", 0, 1, "versions")
+        evidence = await self._enter(manifest, job)
+        await self._catalog.publish(manifest, evidence, submitter=job.submitter, description=job.description)
+        await report("publish", 1, 1, "versions")
+        return number
+
+    async def _enter(self, manifest: Manifest, job: ImportJob) -> Evidence:
+        statement = self._provenance.import_statement(manifest, submitter=job.submitter)
+        record = record_of(
+            record_pb2.RECORD_KIND_SYSTEM,
+            call_id=job.id,
+            method="-",
+            action="model_server.model.import",
+            resource=manifest.name,
+        )
+        record.facts.update({FACT: statement_digest(statement), "manifest": manifest.digest, "job": job.id})
+        (appended,) = await self._audit.append([record])
+        return Evidence(statement=statement, log_leaf=appended.leaf, log_proof=appended.proof)
+
+    def _resolve(self, source: str) -> tuple[Path, str, str]:
+        kind, _, name = source.partition(":")
+        if kind == "package" and name in self._packages:
+            packaged = packaged_model(name)
+            return packaged.path, packaged.name, packaged.version
+        if kind == "directory" and name and "/" not in name and name not in (".", ".."):
+            for root in self._roots:
+                if (root / name).is_dir() and not (root / name).is_symlink():
+                    return root / name, f"directory:{name}", ""
+        if kind not in ("package", "directory"):
+            raise InvalidArgument("a source is package:<name> or directory:<name>", field="source")
+        raise SourceNotAllowed("this server is not configured to import from there")
+
+
+class _ReportingWriter:
+    """Writes through to the store and reports bytes from the importing thread."""
+
+    def __init__(self, store: ObjectStore, report: Report, loop: asyncio.AbstractEventLoop) -> None:
+        self._store = store
+        self._report = report
+        self._loop = loop
+        self._bytes = 0
+
+    def write(self, name: str, data: Iterable[bytes], *, purpose: str) -> ArtifactRef:
+        ref = self._store.write(name, data, purpose=purpose)
+        self._bytes += ref.size
+        reported = asyncio.run_coroutine_threadsafe(_told(self._report, self._bytes), self._loop)
+        reported.result(timeout=10)
+        return ref
+
+
+async def _told(report: Report, done: int) -> None:
+    await report("encrypt", done, 0, "bytes")

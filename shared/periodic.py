@@ -1,0 +1,37 @@
+"""Background work at intervals, owned by a context."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import structlog
+
+from shared.errors import Error
+
+log = structlog.get_logger()
+
+
+@contextlib.asynccontextmanager
+async def repeating(work: Callable[[], Awaitable[object]], *, seconds: float, name: str) -> AsyncIterator[None]:
+    """Run `work` every `seconds` within the context; a failure that is an `Error` is logged and tried again.
+
+    Anything else ends the task and is raised when the context ends. `work` MUST have deadlines of its own.
+    """
+
+    async def loop() -> None:
+        while True:
+            try:
+                await work()
+            except Error as error:
+                log.warning("periodic_work_failed", work=name, reason=error.reason)
+            await asyncio.sleep(seconds)
+
+    task = asyncio.create_task(loop(), name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

@@ -1,0 +1,1 @@
+"""Where each service keeps its facts: SQLite by default, PostgreSQL by one line of configuration."""

@@ -1,0 +1,114 @@
+"""Checks a published tlog-tiles directory from the log's public key alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.transparency.checkpoint import Checkpoint, verify_checkpoint
+from shared.transparency.errors import Malformed, Unverified
+from shared.transparency.merkle import HASH_SIZE, hash_leaf
+from shared.transparency.note import MAX_NOTE_BYTES, Verifier
+from shared.transparency.tiles import (
+    MAX_LEAF_BYTES,
+    TILE_WIDTH,
+    TileId,
+    bundle_path,
+    decode_bundle,
+    encode_bundle,
+    tile_path,
+    tile_width,
+)
+from shared.transparency.tree import Tree, right_edge
+
+_MAX_BUNDLE_BYTES = TILE_WIDTH * (2 + MAX_LEAF_BYTES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedDirectory:
+    """What was found right: the signed tree, and how many tiles and entry bundles were read to show it."""
+
+    checkpoint: Checkpoint
+    tiles: int
+    bundles: int
+
+
+def verify_directory(path: Path, vkey: str, on_entry: Callable[[int, bytes], None] | None = None) -> VerifiedDirectory:
+    """Recompute the whole tree below `path` from its entry bundles and compare every tile and the checkpoint.
+
+    Superseded partial tiles and bundles that were left in place must agree with the tree too. Whatever lies
+    beyond the checkpoint's size is ignored: a log writes tiles first. `on_entry` sees (index, leaf) of
+    entries that are not yet proven; use what it gathered only after this returns. Memory: one bundle.
+
+    Raises `Malformed` or `Unverified` naming the first thing that is wrong and the file it is in.
+    """
+    log = Verifier.parse(vkey)
+    note = _read(path, "checkpoint", MAX_NOTE_BYTES)
+    try:
+        checkpoint = verify_checkpoint(note.decode(), log)
+    except UnicodeDecodeError:
+        raise Malformed("checkpoint: not UTF-8") from None
+    except (Malformed, Unverified) as error:
+        raise type(error)(f"checkpoint: {error.message}") from None
+    tree = Tree()
+    tiles = bundles = 0
+    for index in range(-(-checkpoint.size // TILE_WIDTH)):
+        width = tile_width(0, index, checkpoint.size)
+        name = bundle_path(index, width)
+        data = _read(path, name, _MAX_BUNDLE_BYTES)
+        try:
+            leaves = decode_bundle(data, width)
+        except Malformed as error:
+            raise Malformed(f"{name}: {error.message}") from None
+        for leaf in leaves:
+            position = tree.append(hash_leaf(leaf))
+            if on_entry is not None:
+                on_entry(position, leaf)
+        _check_partials(path, bundle_path(index, TILE_WIDTH), [encode_bundle([leaf]) for leaf in leaves])
+        bundles += 1
+        for tile, hashes in tree.take().items():
+            if len(hashes) == TILE_WIDTH * HASH_SIZE:
+                _check_tile(path, tile, hashes)
+                tiles += 1
+    edge = right_edge(tree.size)
+    for tile, _ in edge:
+        _check_tile(path, tile, tree.edge(tile))
+    if tree.root() != checkpoint.root:
+        raise Unverified("checkpoint: its root is not that of the entries")
+    return VerifiedDirectory(checkpoint=checkpoint, tiles=tiles + len(edge), bundles=bundles)
+
+
+def _read(path: Path, name: str, limit: int) -> bytes:
+    try:
+        with (path / name).open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError:
+        raise Unverified(f"{name}: missing or unreadable") from None
+    if len(data) > limit:
+        raise Malformed(f"{name}: too large")
+    return data
+
+
+def _check_tile(path: Path, tile: TileId, data: bytes) -> None:
+    hashes = [data[at : at + HASH_SIZE] for at in range(0, len(data), HASH_SIZE)]
+    name = tile_path(tile, len(hashes))
+    stored = _read(path, name, TILE_WIDTH * HASH_SIZE)
+    if len(stored) != len(data):
+        raise Unverified(f"{name}: has {len(stored)} bytes, not {len(data)}")
+    for at, value in enumerate(hashes):
+        if stored[at * HASH_SIZE : (at + 1) * HASH_SIZE] != value:
+            raise Unverified(f"{name}: hash {at} is not that of the entries")
+    _check_partials(path, tile_path(tile, TILE_WIDTH), hashes)
+
+
+def _check_partials(path: Path, full: str, parts: list[bytes]) -> None:
+    """Compare every partial resource beside `full` that is narrower than `parts` with its prefix of them."""
+    folder = path / f"{full}.p"
+    if not folder.is_dir():
+        return
+    for file in sorted(folder.iterdir()):
+        width = int(file.name) if file.name.isascii() and file.name.isdigit() else 0
+        name = f"{full}.p/{file.name}"
+        if 0 < width < len(parts) and _read(path, name, _MAX_BUNDLE_BYTES) != b"".join(parts[:width]):
+            raise Unverified(f"{name}: disagrees with the tree that followed it")

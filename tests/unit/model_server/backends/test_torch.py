@@ -1,0 +1,330 @@
+"""The embedded backend over a tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+import torch
+
+from services.model_server.backends import Binding, Finish, GenerationRequest, Piece
+from services.model_server.backends.engine import TorchSettings
+from services.model_server.backends.torch import InsufficientMemory, TorchBackend
+from services.model_server.importer import LoadedModel
+from services.model_server.template import Message
+from services.model_server.vocabulary import Detokenizer
+from shared import errors
+from tests.unit.model_server.backends.conftest import Clock, OpenBackend, Steps
+
+PROMPTS = ["the quick brown fox", "audit record", "Paris", "policy guard <|im_end|>", "日本語 🙂"]
+
+
+def ask(content: str, **parameters: Any) -> GenerationRequest:
+    defaults = {"messages": [Message(role="user", content=content)], "max_new_tokens": 24, "timeout": 60.0}
+    return GenerationRequest(**(defaults | parameters))
+
+
+async def collect(backend: TorchBackend, request: GenerationRequest) -> list[Piece]:
+    async with aclosing(backend.generate(request)) as pieces:
+        return [piece async for piece in pieces]
+
+
+def text(pieces: list[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+def reference(loaded: LoadedModel, content: str, tokens: int = 24) -> tuple[str, int]:
+    """What `generate` of transformers answers by itself, and in how many tokens."""
+    prompt = loaded.prompts.encode([Message(role="user", content=content)])
+    with torch.no_grad():
+        output = loaded.network.generate(torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+    answer = output[0].tolist()[len(prompt) :]
+    decoder = Detokenizer(loaded.vocabulary)
+    return decoder.feed(answer) + decoder.finish(), len(answer)
+
+
+async def entered(steps: Steps) -> None:
+    await asyncio.to_thread(steps.entered.wait, 30)
+
+
+async def test_greedy_answers_are_those_of_plain_generate(loaded: LoadedModel, open_backend: OpenBackend) -> None:
+    async with open_backend() as backend:
+        for prompt in PROMPTS:
+            pieces = await collect(backend, ask(prompt))
+            expected, tokens = reference(loaded, prompt)
+            assert text(pieces) == expected
+            assert sum(piece.tokens for piece in pieces) == tokens
+            assert [piece.finish for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+            assert pieces[-1].finish is (Finish.LENGTH if tokens == 24 else Finish.STOP)
+
+
+async def test_concurrent_answers_do_not_mix(loaded: LoadedModel, open_backend: OpenBackend) -> None:
+    async with open_backend(max_running=4) as backend:
+        answers = await asyncio.gather(*(collect(backend, ask(prompt)) for prompt in PROMPTS * 3))
+    assert [text(answer) for answer in answers] == [reference(loaded, prompt)[0] for prompt in PROMPTS * 3]
+
+
+async def test_greedy_and_sampled_calls_share_a_batch(loaded: LoadedModel, open_backend: OpenBackend) -> None:
+    async with open_backend() as backend:
+        greedy, *_ = await asyncio.gather(
+            collect(backend, ask("Paris")),
+            collect(backend, ask("Paris", temperature=2.0)),
+            collect(backend, ask("Paris", temperature=0.01, top_p=1e-12)),
+            collect(backend, ask("Paris", temperature=1, top_k=1_000_000_000)),
+            collect(backend, ask("Paris", temperature=1.5, top_k=3, top_p=1)),
+        )
+        assert backend.healthy()
+    assert text(greedy) == reference(loaded, "Paris")[0]
+
+
+async def test_the_models_end_token_ends_the_answer(loaded: LoadedModel, open_backend: OpenBackend) -> None:
+    prompt = loaded.prompts.encode([Message(role="user", content="Paris")])
+    with torch.no_grad():
+        first = int(loaded.network(input_ids=torch.tensor([prompt])).logits[0, -1].argmax())
+    model = LoadedModel(
+        network=loaded.network, vocabulary=loaded.vocabulary, prompts=loaded.prompts, stop_tokens=frozenset({first})
+    )
+    settings = TorchSettings(memory_bytes=1 << 30, threads=1)
+    backend = TorchBackend(load=lambda: model, weight_bytes=1, settings=settings)
+    await backend.start()
+    try:
+        pieces = await collect(backend, ask("Paris"))
+    finally:
+        await backend.close()
+    assert [(piece.tokens, piece.finish) for piece in pieces] == [(1, Finish.STOP)]
+
+
+async def test_a_stop_string_spread_over_tokens_ends_the_answer(loaded: LoadedModel, open_backend: OpenBackend) -> None:
+    full, tokens = reference(loaded, "audit record")
+    stop = full[4:9]
+    async with open_backend() as backend:
+        pieces = await collect(backend, ask("audit record", stop=(stop,)))
+    assert text(pieces) == full[: full.index(stop)]
+    assert pieces[-1].finish is Finish.STOP
+    assert sum(piece.tokens for piece in pieces) < tokens
+
+
+async def test_no_step_starts_for_a_cancelled_call(open_backend: OpenBackend, steps: Steps) -> None:
+    async with open_backend() as backend:
+        cancelled = backend.generate(ask("Paris", max_new_tokens=400))
+        await anext(cancelled)
+        await cancelled.aclose()
+        # the next call's first step comes after the cancellation in the engine's own order
+        before = len(steps.tokens)
+        await collect(backend, ask("Paris", max_new_tokens=20))
+        prompt = await backend.count_tokens(ask("Paris").messages)
+        own = steps.tokens[steps.tokens.index(prompt, before) :]
+        assert own == [prompt] + [1] * 19
+
+
+async def test_a_cancelled_call_leaves_nothing_behind(open_backend: OpenBackend) -> None:
+    async with open_backend() as backend:
+        for _ in range(5):
+            pieces = backend.generate(ask("Paris", max_new_tokens=100))
+            await anext(pieces)
+            await pieces.aclose()
+        await collect(backend, ask("Paris"))
+        assert backend._engine is not None
+        manager = backend._engine._manager
+        assert manager.output_router.result_handlers == {}
+        assert manager.output_router.output_queue.empty()
+        assert manager.batch_processor.scheduler.active_requests == {}
+        assert not backend._engine.busy
+
+
+async def test_a_call_past_its_deadline_is_stopped(open_backend: OpenBackend, steps: Steps) -> None:
+    async with open_backend() as backend:
+        steps.gate.clear()
+        with pytest.raises(errors.DeadlineExceeded):
+            await collect(backend, ask("Paris", timeout=0.1))
+        steps.gate.set()
+        assert (await collect(backend, ask("Paris")))[-1].finish is not None
+        assert backend._engine is not None
+        assert backend._engine._manager.batch_processor.scheduler.active_requests == {}
+
+
+async def test_the_deadline_stops_a_call_whose_consumer_stopped_asking(open_backend: OpenBackend, steps: Steps) -> None:
+    async with open_backend() as backend:
+        neglected = backend.generate(ask("Paris", max_new_tokens=400, timeout=1.0))
+        await anext(neglected)
+        steps.gate.clear()
+        with pytest.raises(errors.DeadlineExceeded):
+            await collect(backend, ask("audit", timeout=1.1))
+        steps.gate.set()
+        await collect(backend, ask("Paris", max_new_tokens=2))
+        assert backend._engine is not None
+        assert backend._engine._manager.batch_processor.scheduler.active_requests == {}
+        with pytest.raises(errors.DeadlineExceeded):
+            async for _ in neglected:
+                pass
+
+
+async def test_waiting_is_bounded_and_waiters_are_served(open_backend: OpenBackend, steps: Steps) -> None:
+    async with open_backend(max_running=1, max_waiting=1) as backend:
+        steps.gate.clear()
+        first = asyncio.create_task(collect(backend, ask("Paris")))
+        await entered(steps)
+        second = asyncio.create_task(collect(backend, ask("audit record")))
+        while not backend._admission._line:
+            await asyncio.sleep(0)
+        with pytest.raises(errors.ResourceExhausted) as refused:
+            await collect(backend, ask("policy"))
+        assert refused.value.retry_after
+        steps.gate.set()
+        assert text(await first)
+        assert text(await second)
+
+
+async def test_calls_share_the_cache_and_never_overflow_it(loaded: LoadedModel, open_backend: OpenBackend) -> None:
+    async with open_backend(pages=8, max_waiting=100) as backend:
+        answers = await asyncio.gather(*(collect(backend, ask(prompt)) for prompt in PROMPTS * 4))
+        assert backend.healthy()
+    assert [text(answer) for answer in answers] == [reference(loaded, prompt)[0] for prompt in PROMPTS * 4]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"temperature": 1e-30}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"stop": ("",)}, "stop"),
+        ({"stop": ("x",) * 17}, "stop"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 500}, "max_new_tokens"),
+        ({"timeout": 0.0}, "timeout"),
+        ({"messages": []}, "messages"),
+        ({"messages": [Message(role="root", content="x")]}, "messages.role"),
+    ],
+)
+async def test_what_cannot_be_honoured_is_refused(
+    open_backend: OpenBackend, steps: Steps, parameters: dict[str, Any], field: str
+) -> None:
+    async with open_backend() as backend:
+        with pytest.raises(errors.InvalidArgument) as refused:
+            await collect(backend, ask("Paris", **parameters))
+        assert refused.value.field == field
+        assert steps.tokens == []
+
+
+async def test_a_dead_engine_fails_its_calls_and_is_rebuilt(
+    loaded: LoadedModel, open_backend: OpenBackend, steps: Steps
+) -> None:
+    async with open_backend() as backend:
+        steps.fault = RuntimeError("secret prompt")
+        with pytest.raises(errors.BackendUnavailable) as failed:
+            await collect(backend, ask("Paris"))
+        assert "secret" not in str(failed.value)
+        assert backend._engine is not None
+        await asyncio.to_thread(backend._engine._manager.join, 0.0, 30)
+        assert not backend.healthy()
+        with pytest.raises(errors.BackendUnavailable):
+            await collect(backend, ask("Paris"))
+        await backend.check()
+        assert backend.healthy()
+        assert text(await collect(backend, ask("Paris"))) == reference(loaded, "Paris")[0]
+
+
+async def test_a_hung_engine_fails_its_calls_and_counts_as_unhealthy_until_it_returns(
+    open_backend: OpenBackend, steps: Steps, clock: Clock
+) -> None:
+    async with open_backend() as backend:
+        steps.gate.clear()
+        call = asyncio.create_task(collect(backend, ask("Paris")))
+        await entered(steps)
+        await backend.check()
+        clock.now += 59
+        await backend.check()
+        assert backend.healthy()
+        clock.now += 2
+        await backend.check()
+        with pytest.raises(errors.BackendUnavailable):
+            await call
+        assert not backend.healthy()
+        await backend.check()
+        assert not backend.healthy()
+        with pytest.raises(errors.BackendUnavailable):
+            await collect(backend, ask("Paris"))
+        assert backend._engine is not None
+        before = backend._engine.steps
+        steps.gate.set()
+        while backend._engine.steps == before:
+            await asyncio.sleep(0)
+        await backend.check()
+        assert backend.healthy()
+        assert text(await collect(backend, ask("Paris")))
+
+
+async def test_the_watchdog_rebuilds_without_being_asked(open_backend: OpenBackend, steps: Steps) -> None:
+    async with open_backend(watch_interval=0.01) as backend:
+        dead = backend._engine
+        steps.fault = RuntimeError("boom")
+        with pytest.raises(errors.BackendUnavailable):
+            await collect(backend, ask("Paris"))
+        async with asyncio.timeout(30):
+            while backend._engine in (dead, None):
+                await asyncio.sleep(0)
+        assert text(await collect(backend, ask("Paris")))
+
+
+async def test_closing_ends_the_calls_under_way(open_backend: OpenBackend) -> None:
+    async with open_backend() as backend:
+        pieces = backend.generate(ask("Paris", max_new_tokens=400))
+        await anext(pieces)
+        await backend.close()
+        with pytest.raises(errors.BackendUnavailable):
+            async for _ in pieces:
+                pass
+        assert not backend.healthy()
+
+
+async def test_a_model_beyond_the_memory_budget_is_not_loaded() -> None:
+    loads: list[int] = []
+
+    def load() -> LoadedModel:
+        loads.append(1)
+        raise AssertionError
+
+    backend = TorchBackend(load=load, weight_bytes=1 << 30, settings=TorchSettings(memory_bytes=1 << 30, threads=1))
+    with pytest.raises(InsufficientMemory):
+        await backend.start()
+    assert loads == []
+    assert not backend.healthy()
+
+
+async def test_a_cache_beyond_the_memory_budget_is_refused(loaded: LoadedModel) -> None:
+    settings = TorchSettings(memory_bytes=64 << 20, threads=1, pages=1 << 20)
+    backend = TorchBackend(load=lambda: loaded, weight_bytes=1 << 20, settings=settings)
+    with pytest.raises(InsufficientMemory):
+        await backend.start()
+
+
+async def test_what_is_declared_is_what_is_served(loaded: LoadedModel, open_backend: OpenBackend) -> None:
+    async with open_backend(max_context=100) as backend:
+        assert backend.abilities.binding is Binding.LOADED
+        assert backend.abilities.max_context == 100
+        messages = [Message(role="user", content="<|im_start|>system")]
+        assert await backend.count_tokens(messages) == len(loaded.prompts.encode(messages))
+
+
+async def test_prompts_never_reach_the_logs(
+    open_backend: OpenBackend, steps: Steps, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(0)
+    async with open_backend() as backend:
+        await collect(backend, ask("Paris"))
+        steps.fault = RuntimeError("boom")
+        with pytest.raises(errors.BackendUnavailable):
+            await collect(backend, ask("Paris"))
+        with pytest.raises(errors.BackendUnavailable):
+            await collect(backend, ask("Paris"))
+    assert not [record for record in caplog.records if "ContinuousBatching" in record.name]
