@@ -10,6 +10,7 @@ from pathlib import Path
 from bastide.audit.v1 import audit_pb2
 from services.audit import methods
 from services.audit.config import AuditSettings
+from services.audit.housekeeping import Housekeeping
 from services.audit.leases import Leases
 from services.audit.log import Log
 from services.audit.people import People
@@ -19,7 +20,6 @@ from services.audit.service import AuditService, LocalAudit, LogService, Recorde
 from shared.guard import DecisionVerifier, GuardClient
 from shared.identity.tokens import TokenVerifier
 from shared.keys import FileKeyProvider, files
-from shared.periodic import repeating
 from shared.records.migrations import check_schema
 from shared.records.store import Records
 from shared.rpc.call import Owned
@@ -57,9 +57,20 @@ async def compose(settings: AuditSettings) -> AsyncIterator[Server]:
         stack.push_async_callback(guard_channel.close)
         verifier = DecisionVerifier(TrustRoot.load(settings.trust), audience=spiffe_id)
 
+        # Before anything is served: a store that was rolled back behind what is published must not start.
+        housekeeping = await stack.enter_async_context(
+            Housekeeping(
+                audit_log,
+                Publisher(records, audit_log.reader, signer.verifier, settings.tiles),
+                Leases(records, audit_log, writer=spiffe_id),
+                publish_seconds=settings.publish_seconds,
+                lease_seconds=settings.lease_check_seconds,
+            )
+        )
+
         async def problems() -> Mapping[str, str]:
             await audit_log.reader.head()
-            return {}
+            return housekeeping.faults
 
         server = Server(
             settings.server,
@@ -76,14 +87,7 @@ async def compose(settings: AuditSettings) -> AsyncIterator[Server]:
             problems=problems,
             owned=Owned(),
         )
-        publisher = Publisher(records, audit_log.reader, signer.verifier, settings.tiles)
-        leases = Leases(records, audit_log)
-        await stack.enter_async_context(repeating(publisher.publish, seconds=settings.publish_seconds, name="publish"))
-        await stack.enter_async_context(
-            repeating(leases.close_lapsed, seconds=settings.lease_check_seconds, name="leases")
-        )
         yield server
-        await publisher.publish()
 
 
 async def serve(settings: AuditSettings) -> None:

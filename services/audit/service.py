@@ -105,13 +105,15 @@ class AuditService:
             yield audit_pb2.TailRecordsResponse(entry=to_message(record))
 
     async def receipt_facts(self, request: audit_pb2.GetReceiptRequest, call: Call) -> dict[str, Any]:
-        """Say whether the receipt is the caller's own; what does not exist is nobody's."""
+        """Say that the receipt is the caller's own where it is; what does not exist is nobody's."""
         try:
             record = await self._log.reader.newest(_by_id(request))
         except NotFound:
-            return {"owned": False}
-        own = await self._people.pseudonym(Person(tenant=call.person.tenant, principal=call.person.subject))
-        return {"owned": record.fields.get("principal") == own}
+            return {}
+        own = await self._people.find(Person(tenant=call.person.tenant, principal=call.person.subject))
+        if own is None or record.fields.get("principal") != own:
+            return {}
+        return {"owner": call.person.subject, "tenant": call.person.tenant}
 
     async def GetReceipt(self, request: audit_pb2.GetReceiptRequest, _call: Call) -> audit_pb2.GetReceiptResponse:
         """See the contract."""

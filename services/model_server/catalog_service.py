@@ -17,6 +17,7 @@ from shared.errors import FailedPrecondition, InvalidArgument, NotFound
 from shared.rpc.call import Call
 
 DEFAULT_PAGE = 50
+_CLASSES = ("PUBLIC", "INTERNAL", "CONFIDENTIAL", "PERSONAL", "RESTRICTED")
 _END = 2**62
 
 
@@ -29,10 +30,6 @@ class CatalogService:
         self._imports = imports
         self._provenance = provenance
         self._serving = serving
-
-    async def import_facts(self, request: catalog_pb2.CreateImportJobRequest, _call: Call) -> dict[str, Any]:
-        """Facts for policy: what is imported under which licence."""
-        return {"model": request.model_id, "source": request.source, "license": request.license}
 
     async def CreateImportJob(
         self, request: catalog_pb2.CreateImportJobRequest, call: Call
@@ -109,13 +106,10 @@ class CatalogService:
         )
 
     async def release_facts(self, request: catalog_pb2.CreateReleaseRequest, _call: Call) -> dict[str, Any]:
-        """Facts for policy: who brought in each version, and how it is bound."""
+        """Facts for policy: who brought the versions in, and the highest of their classifications."""
         versions = [await self._catalog.version(arm.version) for arm in request.arms]
-        return {
-            "submitters": sorted({version.submitter for version in versions}),
-            "classification": [version.manifest.classification for version in versions],
-            "loaded": all(version.manifest.loaded for version in versions),
-        }
+        highest = max((version.manifest.classification for version in versions), key=_CLASSES.index)
+        return {"submitters": sorted({version.submitter for version in versions}), "classification": highest}
 
     async def CreateRelease(
         self, request: catalog_pb2.CreateReleaseRequest, call: Call

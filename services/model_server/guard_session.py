@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from bastide.policy_guard.v1 import guard_pb2, guard_pb2_grpc
 from bastide.types.v1 import content_pb2
-from shared.errors import Error, GuardUnavailable, ResourceExhausted
+from shared.errors import AlreadyExists, Error, GuardUnavailable, ResourceExhausted
 from shared.rpc.channel import Channel, outgoing
 from shared.rpc.status import peer_failure
 
@@ -26,6 +26,12 @@ class BudgetExhausted(ResourceExhausted):
     """The guard would not reserve the call's tokens."""
 
     reason = "BUDGET_EXHAUSTED"
+
+
+class RepeatedRequest(AlreadyExists):
+    """The principal used this request_id within a day."""
+
+    reason = "REQUEST_ID_REPEATED"
 
 
 class GuardSession:
@@ -93,4 +99,6 @@ def _translated(error: grpc.aio.AioRpcError) -> Error:
     reason, delay = peer_failure(error)
     if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and reason == BudgetExhausted.reason:
         return BudgetExhausted("the budget for this call is used up", retry_after=delay or 1.0)
+    if error.code() is grpc.StatusCode.ALREADY_EXISTS and reason == RepeatedRequest.reason:
+        return RepeatedRequest("this request_id was used before")
     return GuardUnavailable("the policy guard did not answer")

@@ -379,6 +379,7 @@ def _opening(call: Call, wanted: inference_pb2.InferenceCall, served: Served, *,
         messages=wanted.messages,
         parameters=wanted.parameters,
         stream=stream,
+        request_id=wanted.request_id,
     )
 
 

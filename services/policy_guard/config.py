@@ -21,6 +21,9 @@ class PolicyGuardSettings(ServiceSettings):
         default=Path(__file__).parent / "policies",
         description="Bundle that is activated on the first start; later revisions live in the record store.",
     )
+    administrator_tenants: tuple[str, ...] = pydantic.Field(
+        default=("default",), min_length=1, description="Tenants whose administrators must stay able to change policy."
+    )
     decision_seconds: float = pydantic.Field(
         default=1.0, gt=0, le=30, description="Deadline of one policy evaluation; then the call is refused."
     )

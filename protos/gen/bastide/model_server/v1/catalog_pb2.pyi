@@ -800,6 +800,7 @@ class SubmitModelVersionRequest(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     STATEMENTS_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Model id to create or extend."""
@@ -815,6 +816,10 @@ class SubmitModelVersionRequest(_message.Message):
     def statements(self) -> _containers.RepeatedCompositeFieldContainer[_evidence_pb2.SignedStatement]:
         """Statements from sources to evaluation."""
 
+    @_builtins.property
+    def grant(self) -> _decision_pb2.SignedGrant:
+        """The job's grant; its submitter becomes the version's submitter."""
+
     def __init__(
         self,
         *,
@@ -822,11 +827,12 @@ class SubmitModelVersionRequest(_message.Message):
         run: _builtins.str = ...,
         artifacts: _abc.Iterable[_evidence_pb2.ArtifactRef] | None = ...,
         statements: _abc.Iterable[_evidence_pb2.SignedStatement] | None = ...,
+        grant: _decision_pb2.SignedGrant | None = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "model_id", b"model_id", "request_id", b"request_id", "run", b"run", "statements", b"statements"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "grant", b"grant", "model_id", b"model_id", "request_id", b"request_id", "run", b"run", "statements", b"statements"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1136,19 +1142,23 @@ class GetModelCardResponse(_message.Message):
 
     MARKDOWN_FIELD_NUMBER: _builtins.int
     HTML_FIELD_NUMBER: _builtins.int
+    BILL_OF_MATERIALS_FIELD_NUMBER: _builtins.int
     markdown: _builtins.str
     """The card in Markdown."""
     html: _builtins.str
     """The card in HTML, self-contained."""
+    bill_of_materials: _builtins.str
+    """The ML-BOM, CycloneDX JSON."""
     def __init__(
         self,
         *,
         markdown: _builtins.str = ...,
         html: _builtins.str = ...,
+        bill_of_materials: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["html", b"html", "markdown", b"markdown"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bill_of_materials", b"bill_of_materials", "html", b"html", "markdown", b"markdown"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1453,6 +1463,85 @@ class RollbackReleaseResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RollbackReleaseResponse: _TypeAlias = RollbackReleaseResponse  # noqa: Y015
+
+@_typing.final
+class OpenModelVersionRequest(_message.Message):
+    """Request of OpenModelVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name of the version."""
+    @_builtins.property
+    def grant(self) -> _decision_pb2.SignedGrant:
+        """The job's grant."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        grant: _decision_pb2.SignedGrant | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenModelVersionRequest: _TypeAlias = OpenModelVersionRequest  # noqa: Y015
+
+@_typing.final
+class OpenModelVersionResponse(_message.Message):
+    """Response of OpenModelVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ArtifactsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _evidence_pb2.ArtifactRef: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _evidence_pb2.ArtifactRef | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> Global___ModelVersion:
+        """The version."""
+
+    @_builtins.property
+    def artifacts(self) -> _containers.MessageMap[_builtins.str, _evidence_pb2.ArtifactRef]:
+        """Its artefacts by role: `config`, `tokenizer`, `template`, `weights-00001`, ..."""
+
+    def __init__(
+        self,
+        *,
+        version: Global___ModelVersion | None = ...,
+        artifacts: _abc.Mapping[_builtins.str, _evidence_pb2.ArtifactRef] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenModelVersionResponse: _TypeAlias = OpenModelVersionResponse  # noqa: Y015
 
 @_typing.final
 class OpenArtifactRequest(_message.Message):

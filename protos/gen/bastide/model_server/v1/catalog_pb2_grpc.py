@@ -126,6 +126,11 @@ class CatalogServiceStub(object):
                 request_serializer=bastide_dot_model__server_dot_v1_dot_catalog__pb2.RollbackReleaseRequest.SerializeToString,
                 response_deserializer=bastide_dot_model__server_dot_v1_dot_catalog__pb2.RollbackReleaseResponse.FromString,
                 _registered_method=True)
+        self.OpenModelVersion = channel.unary_unary(
+                '/bastide.model_server.v1.CatalogService/OpenModelVersion',
+                request_serializer=bastide_dot_model__server_dot_v1_dot_catalog__pb2.OpenModelVersionRequest.SerializeToString,
+                response_deserializer=bastide_dot_model__server_dot_v1_dot_catalog__pb2.OpenModelVersionResponse.FromString,
+                _registered_method=True)
         self.OpenArtifact = channel.unary_unary(
                 '/bastide.model_server.v1.CatalogService/OpenArtifact',
                 request_serializer=bastide_dot_model__server_dot_v1_dot_catalog__pb2.OpenArtifactRequest.SerializeToString,
@@ -183,8 +188,8 @@ class CatalogServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SubmitModelVersion(self, request, context):
-        """Takes a trained model version from the trainer with its statements. Auth: policy `model_server.model.submit`.
-        Not built yet.
+        """Takes a trained model version from the trainer with its statements, on behalf of the grant's submitter. Auth: peer
+        (trainer), with a grant whose inputs name the run. Not built yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -270,8 +275,17 @@ class CatalogServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenModelVersion(self, request, context):
+        """Resolves a version to its artefacts for another service's job. Auth: peer (data-prep, trainer), with a grant whose
+        inputs name the version. Not built yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def OpenArtifact(self, request, context):
-        """Opens one artefact of this service for another service's job. Auth: peer (trainer), with a grant. Not built yet.
+        """Opens one artefact of this service for another service's job. Auth: peer (data-prep, trainer), with a grant. Not
+        built yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -369,6 +383,11 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.RollbackRelease,
                     request_deserializer=bastide_dot_model__server_dot_v1_dot_catalog__pb2.RollbackReleaseRequest.FromString,
                     response_serializer=bastide_dot_model__server_dot_v1_dot_catalog__pb2.RollbackReleaseResponse.SerializeToString,
+            ),
+            'OpenModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenModelVersion,
+                    request_deserializer=bastide_dot_model__server_dot_v1_dot_catalog__pb2.OpenModelVersionRequest.FromString,
+                    response_serializer=bastide_dot_model__server_dot_v1_dot_catalog__pb2.OpenModelVersionResponse.SerializeToString,
             ),
             'OpenArtifact': grpc.unary_unary_rpc_method_handler(
                     servicer.OpenArtifact,
@@ -864,6 +883,33 @@ class CatalogService(object):
             '/bastide.model_server.v1.CatalogService/RollbackRelease',
             bastide_dot_model__server_dot_v1_dot_catalog__pb2.RollbackReleaseRequest.SerializeToString,
             bastide_dot_model__server_dot_v1_dot_catalog__pb2.RollbackReleaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bastide.model_server.v1.CatalogService/OpenModelVersion',
+            bastide_dot_model__server_dot_v1_dot_catalog__pb2.OpenModelVersionRequest.SerializeToString,
+            bastide_dot_model__server_dot_v1_dot_catalog__pb2.OpenModelVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

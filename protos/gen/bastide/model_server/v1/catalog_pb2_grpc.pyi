@@ -52,8 +52,8 @@ class CatalogServiceStub:
     `model_server.model.declare`, MFA.
     """
     SubmitModelVersion: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.SubmitModelVersionRequest, _catalog_pb2.SubmitModelVersionResponse]
-    """Takes a trained model version from the trainer with its statements. Auth: policy `model_server.model.submit`.
-    Not built yet.
+    """Takes a trained model version from the trainer with its statements, on behalf of the grant's submitter. Auth: peer
+    (trainer), with a grant whose inputs name the run. Not built yet.
     """
     ApproveModelVersion: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ApproveModelVersionRequest, _catalog_pb2.ApproveModelVersionResponse]
     """Approves a submitted version for release. Auth: policy `model_server.model.approve`, MFA, not the submitter.
@@ -83,8 +83,14 @@ class CatalogServiceStub:
     """Puts the release before the one in force back, as a new generation. Auth: policy `model_server.release.rollback`,
     MFA. FAILED_PRECONDITION when there is none.
     """
+    OpenModelVersion: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.OpenModelVersionRequest, _catalog_pb2.OpenModelVersionResponse]
+    """Resolves a version to its artefacts for another service's job. Auth: peer (data-prep, trainer), with a grant whose
+    inputs name the version. Not built yet.
+    """
     OpenArtifact: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.OpenArtifactRequest, _catalog_pb2.OpenArtifactResponse]
-    """Opens one artefact of this service for another service's job. Auth: peer (trainer), with a grant. Not built yet."""
+    """Opens one artefact of this service for another service's job. Auth: peer (data-prep, trainer), with a grant. Not
+    built yet.
+    """
 
 @_typing.type_check_only
 class CatalogServiceAsyncStub(CatalogServiceStub):
@@ -110,8 +116,8 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     `model_server.model.declare`, MFA.
     """
     SubmitModelVersion: _aio.UnaryUnaryMultiCallable[_catalog_pb2.SubmitModelVersionRequest, _catalog_pb2.SubmitModelVersionResponse]  # type: ignore[assignment]
-    """Takes a trained model version from the trainer with its statements. Auth: policy `model_server.model.submit`.
-    Not built yet.
+    """Takes a trained model version from the trainer with its statements, on behalf of the grant's submitter. Auth: peer
+    (trainer), with a grant whose inputs name the run. Not built yet.
     """
     ApproveModelVersion: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ApproveModelVersionRequest, _catalog_pb2.ApproveModelVersionResponse]  # type: ignore[assignment]
     """Approves a submitted version for release. Auth: policy `model_server.model.approve`, MFA, not the submitter.
@@ -141,8 +147,14 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     """Puts the release before the one in force back, as a new generation. Auth: policy `model_server.release.rollback`,
     MFA. FAILED_PRECONDITION when there is none.
     """
+    OpenModelVersion: _aio.UnaryUnaryMultiCallable[_catalog_pb2.OpenModelVersionRequest, _catalog_pb2.OpenModelVersionResponse]  # type: ignore[assignment]
+    """Resolves a version to its artefacts for another service's job. Auth: peer (data-prep, trainer), with a grant whose
+    inputs name the version. Not built yet.
+    """
     OpenArtifact: _aio.UnaryUnaryMultiCallable[_catalog_pb2.OpenArtifactRequest, _catalog_pb2.OpenArtifactResponse]  # type: ignore[assignment]
-    """Opens one artefact of this service for another service's job. Auth: peer (trainer), with a grant. Not built yet."""
+    """Opens one artefact of this service for another service's job. Auth: peer (data-prep, trainer), with a grant. Not
+    built yet.
+    """
 
 class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
     """Models, their versions, where they come from, and which of them answer. Auth: policy for every method but
@@ -207,8 +219,8 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.SubmitModelVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.SubmitModelVersionResponse, _abc.Awaitable[_catalog_pb2.SubmitModelVersionResponse]]:
-        """Takes a trained model version from the trainer with its statements. Auth: policy `model_server.model.submit`.
-        Not built yet.
+        """Takes a trained model version from the trainer with its statements, on behalf of the grant's submitter. Auth: peer
+        (trainer), with a grant whose inputs name the run. Not built yet.
         """
 
     @_abc_1.abstractmethod
@@ -306,11 +318,23 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def OpenModelVersion(
+        self,
+        request: _catalog_pb2.OpenModelVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_pb2.OpenModelVersionResponse, _abc.Awaitable[_catalog_pb2.OpenModelVersionResponse]]:
+        """Resolves a version to its artefacts for another service's job. Auth: peer (data-prep, trainer), with a grant whose
+        inputs name the version. Not built yet.
+        """
+
+    @_abc_1.abstractmethod
     def OpenArtifact(
         self,
         request: _catalog_pb2.OpenArtifactRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.OpenArtifactResponse, _abc.Awaitable[_catalog_pb2.OpenArtifactResponse]]:
-        """Opens one artefact of this service for another service's job. Auth: peer (trainer), with a grant. Not built yet."""
+        """Opens one artefact of this service for another service's job. Auth: peer (data-prep, trainer), with a grant. Not
+        built yet.
+        """
 
 def add_CatalogServiceServicer_to_server(servicer: CatalogServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

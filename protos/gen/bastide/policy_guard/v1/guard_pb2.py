@@ -29,7 +29,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#bastide/policy_guard/v1/guard.proto\x12\x17\x62\x61stide.policy_guard.v1\x1a\x1e\x62\x61stide/types/v1/content.proto\x1a\x1f\x62\x61stide/types/v1/decision.proto\x1a bastide/types/v1/principal.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x96\x02\n\x15GuardInferenceRequest\x12:\n\x04open\x18\x01 \x01(\x0b\x32$.bastide.policy_guard.v1.OpenSessionH\x00R\x04open\x12<\n\x07reserve\x18\x02 \x01(\x0b\x32 .bastide.policy_guard.v1.ReserveH\x00R\x07reserve\x12\x39\n\x06output\x18\x03 \x01(\x0b\x32\x1f.bastide.policy_guard.v1.OutputH\x00R\x06output\x12\x39\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x1f.bastide.policy_guard.v1.FinishH\x00R\x06\x66inishB\r\n\x04step\x12\x05\xbaH\x02\x08\x01\"\xd8\x03\n\x0bOpenSession\x12 \n\x05token\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80@R\x05token\x12>\n\x08workload\x18\x02 \x01(\x0b\x32\x1a.bastide.types.v1.WorkloadB\x06\xbaH\x03\xc8\x01\x01R\x08workload\x12\"\n\x06method\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x06method\x12\"\n\x07\x63\x61ll_id\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\x06\x63\x61llId\x12\x41\n\x05model\x18\x05 \x01(\x0b\x32#.bastide.policy_guard.v1.ModelFactsB\x06\xbaH\x03\xc8\x01\x01R\x05model\x12:\n\x07purpose\x18\x06 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$R\x07purpose\x12\x42\n\x08messages\x18\x07 \x03(\x0b\x32\x19.bastide.types.v1.MessageB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x01R\x08messages\x12\x44\n\nparameters\x18\x08 \x01(\x0b\x32$.bastide.types.v1.SamplingParametersR\nparameters\x12\x16\n\x06stream\x18\t \x01(\x08R\x06stream\"\xa3\x02\n\nModelFacts\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x01R\x04name\x12$\n\x07version\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x07version\x12\x16\n\x06loaded\x18\x03 \x01(\x08R\x06loaded\x12H\n\x0e\x63lassification\x18\x04 \x01(\x0e\x32 .bastide.types.v1.ClassificationR\x0e\x63lassification\x12=\n\x12permitted_purposes\x18\x05 \x03(\tB\x0e\xbaH\x0b\x92\x01\x08\x10@\"\x04r\x02(@R\x11permittedPurposes\x12.\n\x13\x63ontrol_tokens_safe\x18\x06 \x01(\x08R\x11\x63ontrolTokensSafe\"\x9a\x01\n\x07Reserve\x12#\n\rprompt_tokens\x18\x01 \x01(\rR\x0cpromptTokens\x12\x31\n\x0emax_new_tokens\x18\x02 \x01(\rB\x0b\xbaH\x08*\x06\x18\x80\x80\x02(\x01R\x0cmaxNewTokens\x12\x37\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x06\xbaH\x03\xc8\x01\x01R\x05lease\"\'\n\x06Output\x12\x1d\n\x04text\x18\x01 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04R\x04text\"\x84\x01\n\x06\x46inish\x12\x35\n\x05usage\x18\x01 \x01(\x0b\x32\x17.bastide.types.v1.UsageB\x06\xbaH\x03\xc8\x01\x01R\x05usage\x12\x43\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x1e.bastide.types.v1.FinishReasonR\x0c\x66inishReason\"\xcd\x02\n\x16GuardInferenceResponse\x12<\n\x07\x64\x65\x63ided\x18\x01 \x01(\x0b\x32 .bastide.policy_guard.v1.DecidedH\x00R\x07\x64\x65\x63ided\x12?\n\x08reserved\x18\x02 \x01(\x0b\x32!.bastide.policy_guard.v1.ReservedH\x00R\x08reserved\x12?\n\x08released\x18\x03 \x01(\x0b\x32!.bastide.policy_guard.v1.ReleasedH\x00R\x08released\x12\x30\n\x03\x63ut\x18\x04 \x01(\x0b\x32\x1c.bastide.policy_guard.v1.CutH\x00R\x03\x63ut\x12\x39\n\x06\x63losed\x18\x05 \x01(\x0b\x32\x1f.bastide.policy_guard.v1.ClosedH\x00R\x06\x63losedB\x06\n\x04step\"\xf2\x01\n\x07\x44\x65\x63ided\x12<\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32 .bastide.types.v1.SignedDecisionR\x08\x64\x65\x63ision\x12;\n\x07opening\x18\x02 \x01(\x0b\x32!.bastide.types.v1.DecisionOpeningR\x07opening\x12\x35\n\x08messages\x18\x03 \x03(\x0b\x32\x19.bastide.types.v1.MessageR\x08messages\x12\x35\n\x08\x66indings\x18\x04 \x03(\x0b\x32\x19.bastide.types.v1.FindingR\x08\x66indings\"0\n\x08Reserved\x12$\n\x0emax_new_tokens\x18\x01 \x01(\rR\x0cmaxNewTokens\"U\n\x08Released\x12\x12\n\x04text\x18\x01 \x01(\tR\x04text\x12\x35\n\x08\x66indings\x18\x02 \x03(\x0b\x32\x19.bastide.types.v1.FindingR\x08\x66indings\"n\n\x03\x43ut\x12\x32\n\x07reasons\x18\x01 \x03(\x0b\x32\x18.bastide.types.v1.ReasonR\x07reasons\x12\x33\n\x07\x66inding\x18\x02 \x01(\x0b\x32\x19.bastide.types.v1.FindingR\x07\x66inding\"\x83\x01\n\x06\x43losed\x12:\n\x07verdict\x18\x01 \x01(\x0b\x32 .bastide.types.v1.SignedDecisionR\x07verdict\x12=\n\x08released\x18\x02 \x01(\x0b\x32!.bastide.policy_guard.v1.ReleasedR\x08released\"\x8f\x02\n\x12\x43heckAccessRequest\x12 \n\x05token\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80@R\x05token\x12>\n\x08workload\x18\x02 \x01(\x0b\x32\x1a.bastide.types.v1.WorkloadB\x06\xbaH\x03\xc8\x01\x01R\x08workload\x12\"\n\x06method\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x06method\x12\"\n\x06\x61\x63tion\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x01R\x06\x61\x63tion\x12\x10\n\x03mfa\x18\x05 \x01(\x08R\x03mfa\x12=\n\x08resource\x18\x06 \x01(\x0b\x32!.bastide.policy_guard.v1.ResourceR\x08resource\"~\n\x08Resource\x12\x1b\n\x04type\x18\x01 \x01(\tB\x07\xbaH\x04r\x02(@R\x04type\x12\x1c\n\x04name\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80\x04R\x04name\x12\x37\n\nattributes\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructR\nattributes\"\x90\x01\n\x13\x43heckAccessResponse\x12<\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32 .bastide.types.v1.SignedDecisionR\x08\x64\x65\x63ision\x12;\n\x07opening\x18\x02 \x01(\x0b\x32!.bastide.types.v1.DecisionOpeningR\x07opening\"8\n\x15InspectContentRequest\x12\x1f\n\x04text\x18\x01 \x01(\tB\x0b\xbaH\x08r\x06 \x01(\x80\x80\x10R\x04text\"k\n\x16InspectContentResponse\x12\x35\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x19.bastide.types.v1.FindingR\x08\x66indings\x12\x1a\n\x08redacted\x18\x02 \x01(\tR\x08redacted\"\xb1\x02\n\x11IssueGrantRequest\x12 \n\x05token\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80@R\x05token\x12>\n\x08workload\x18\x02 \x01(\x0b\x32\x1a.bastide.types.v1.WorkloadB\x06\xbaH\x03\xc8\x01\x01R\x08workload\x12\x1c\n\x03job\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x03job\x12!\n\x06inputs\x18\x04 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\x06inputs\x12:\n\x07purpose\x18\x05 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$R\x07purpose\x12=\n\x08lifetime\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x06\xbaH\x03\xc8\x01\x01R\x08lifetime\"I\n\x12IssueGrantResponse\x12\x33\n\x05grant\x18\x01 \x01(\x0b\x32\x1d.bastide.types.v1.SignedGrantR\x05grant\"P\n\x11\x43heckGrantRequest\x12;\n\x05grant\x18\x01 \x01(\x0b\x32\x1d.bastide.types.v1.SignedGrantB\x06\xbaH\x03\xc8\x01\x01R\x05grant\"*\n\x12\x43heckGrantResponse\x12\x14\n\x05valid\x18\x01 \x01(\x08R\x05valid\":\n\x12RevokeGrantRequest\x12$\n\x08grant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\x07grantId\"\x15\n\x13RevokeGrantResponse2\x9a\x05\n\x0cGuardService\x12u\n\x0eGuardInference\x12..bastide.policy_guard.v1.GuardInferenceRequest\x1a/.bastide.policy_guard.v1.GuardInferenceResponse(\x01\x30\x01\x12h\n\x0b\x43heckAccess\x12+.bastide.policy_guard.v1.CheckAccessRequest\x1a,.bastide.policy_guard.v1.CheckAccessResponse\x12q\n\x0eInspectContent\x12..bastide.policy_guard.v1.InspectContentRequest\x1a/.bastide.policy_guard.v1.InspectContentResponse\x12\x65\n\nIssueGrant\x12*.bastide.policy_guard.v1.IssueGrantRequest\x1a+.bastide.policy_guard.v1.IssueGrantResponse\x12\x65\n\nCheckGrant\x12*.bastide.policy_guard.v1.CheckGrantRequest\x1a+.bastide.policy_guard.v1.CheckGrantResponse\x12h\n\x0bRevokeGrant\x12+.bastide.policy_guard.v1.RevokeGrantRequest\x1a,.bastide.policy_guard.v1.RevokeGrantResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#bastide/policy_guard/v1/guard.proto\x12\x17\x62\x61stide.policy_guard.v1\x1a\x1e\x62\x61stide/types/v1/content.proto\x1a\x1f\x62\x61stide/types/v1/decision.proto\x1a bastide/types/v1/principal.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x96\x02\n\x15GuardInferenceRequest\x12:\n\x04open\x18\x01 \x01(\x0b\x32$.bastide.policy_guard.v1.OpenSessionH\x00R\x04open\x12<\n\x07reserve\x18\x02 \x01(\x0b\x32 .bastide.policy_guard.v1.ReserveH\x00R\x07reserve\x12\x39\n\x06output\x18\x03 \x01(\x0b\x32\x1f.bastide.policy_guard.v1.OutputH\x00R\x06output\x12\x39\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x1f.bastide.policy_guard.v1.FinishH\x00R\x06\x66inishB\r\n\x04step\x12\x05\xbaH\x02\x08\x01\"\x80\x04\n\x0bOpenSession\x12 \n\x05token\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80@R\x05token\x12>\n\x08workload\x18\x02 \x01(\x0b\x32\x1a.bastide.types.v1.WorkloadB\x06\xbaH\x03\xc8\x01\x01R\x08workload\x12\"\n\x06method\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x06method\x12\"\n\x07\x63\x61ll_id\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\x06\x63\x61llId\x12\x41\n\x05model\x18\x05 \x01(\x0b\x32#.bastide.policy_guard.v1.ModelFactsB\x06\xbaH\x03\xc8\x01\x01R\x05model\x12:\n\x07purpose\x18\x06 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$R\x07purpose\x12\x42\n\x08messages\x18\x07 \x03(\x0b\x32\x19.bastide.types.v1.MessageB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x01R\x08messages\x12\x44\n\nparameters\x18\x08 \x01(\x0b\x32$.bastide.types.v1.SamplingParametersR\nparameters\x12\x16\n\x06stream\x18\t \x01(\x08R\x06stream\x12&\n\nrequest_id\x18\n \x01(\tB\x07\xbaH\x04r\x02(@R\trequestId\"\xa3\x02\n\nModelFacts\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x01R\x04name\x12$\n\x07version\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x07version\x12\x16\n\x06loaded\x18\x03 \x01(\x08R\x06loaded\x12H\n\x0e\x63lassification\x18\x04 \x01(\x0e\x32 .bastide.types.v1.ClassificationR\x0e\x63lassification\x12=\n\x12permitted_purposes\x18\x05 \x03(\tB\x0e\xbaH\x0b\x92\x01\x08\x10@\"\x04r\x02(@R\x11permittedPurposes\x12.\n\x13\x63ontrol_tokens_safe\x18\x06 \x01(\x08R\x11\x63ontrolTokensSafe\"\x9a\x01\n\x07Reserve\x12#\n\rprompt_tokens\x18\x01 \x01(\rR\x0cpromptTokens\x12\x31\n\x0emax_new_tokens\x18\x02 \x01(\rB\x0b\xbaH\x08*\x06\x18\x80\x80\x02(\x01R\x0cmaxNewTokens\x12\x37\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x06\xbaH\x03\xc8\x01\x01R\x05lease\"\'\n\x06Output\x12\x1d\n\x04text\x18\x01 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04R\x04text\"\x84\x01\n\x06\x46inish\x12\x35\n\x05usage\x18\x01 \x01(\x0b\x32\x17.bastide.types.v1.UsageB\x06\xbaH\x03\xc8\x01\x01R\x05usage\x12\x43\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x1e.bastide.types.v1.FinishReasonR\x0c\x66inishReason\"\xcd\x02\n\x16GuardInferenceResponse\x12<\n\x07\x64\x65\x63ided\x18\x01 \x01(\x0b\x32 .bastide.policy_guard.v1.DecidedH\x00R\x07\x64\x65\x63ided\x12?\n\x08reserved\x18\x02 \x01(\x0b\x32!.bastide.policy_guard.v1.ReservedH\x00R\x08reserved\x12?\n\x08released\x18\x03 \x01(\x0b\x32!.bastide.policy_guard.v1.ReleasedH\x00R\x08released\x12\x30\n\x03\x63ut\x18\x04 \x01(\x0b\x32\x1c.bastide.policy_guard.v1.CutH\x00R\x03\x63ut\x12\x39\n\x06\x63losed\x18\x05 \x01(\x0b\x32\x1f.bastide.policy_guard.v1.ClosedH\x00R\x06\x63losedB\x06\n\x04step\"\xf2\x01\n\x07\x44\x65\x63ided\x12<\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32 .bastide.types.v1.SignedDecisionR\x08\x64\x65\x63ision\x12;\n\x07opening\x18\x02 \x01(\x0b\x32!.bastide.types.v1.DecisionOpeningR\x07opening\x12\x35\n\x08messages\x18\x03 \x03(\x0b\x32\x19.bastide.types.v1.MessageR\x08messages\x12\x35\n\x08\x66indings\x18\x04 \x03(\x0b\x32\x19.bastide.types.v1.FindingR\x08\x66indings\"0\n\x08Reserved\x12$\n\x0emax_new_tokens\x18\x01 \x01(\rR\x0cmaxNewTokens\"U\n\x08Released\x12\x12\n\x04text\x18\x01 \x01(\tR\x04text\x12\x35\n\x08\x66indings\x18\x02 \x03(\x0b\x32\x19.bastide.types.v1.FindingR\x08\x66indings\"n\n\x03\x43ut\x12\x32\n\x07reasons\x18\x01 \x03(\x0b\x32\x18.bastide.types.v1.ReasonR\x07reasons\x12\x33\n\x07\x66inding\x18\x02 \x01(\x0b\x32\x19.bastide.types.v1.FindingR\x07\x66inding\"\x83\x01\n\x06\x43losed\x12:\n\x07verdict\x18\x01 \x01(\x0b\x32 .bastide.types.v1.SignedDecisionR\x07verdict\x12=\n\x08released\x18\x02 \x01(\x0b\x32!.bastide.policy_guard.v1.ReleasedR\x08released\"\x8f\x02\n\x12\x43heckAccessRequest\x12 \n\x05token\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80@R\x05token\x12>\n\x08workload\x18\x02 \x01(\x0b\x32\x1a.bastide.types.v1.WorkloadB\x06\xbaH\x03\xc8\x01\x01R\x08workload\x12\"\n\x06method\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x06method\x12\"\n\x06\x61\x63tion\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x01R\x06\x61\x63tion\x12\x10\n\x03mfa\x18\x05 \x01(\x08R\x03mfa\x12=\n\x08resource\x18\x06 \x01(\x0b\x32!.bastide.policy_guard.v1.ResourceR\x08resource\"~\n\x08Resource\x12\x1b\n\x04type\x18\x01 \x01(\tB\x07\xbaH\x04r\x02(@R\x04type\x12\x1c\n\x04name\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80\x04R\x04name\x12\x37\n\nattributes\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructR\nattributes\"\x90\x01\n\x13\x43heckAccessResponse\x12<\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32 .bastide.types.v1.SignedDecisionR\x08\x64\x65\x63ision\x12;\n\x07opening\x18\x02 \x01(\x0b\x32!.bastide.types.v1.DecisionOpeningR\x07opening\"8\n\x15InspectContentRequest\x12\x1f\n\x04text\x18\x01 \x01(\tB\x0b\xbaH\x08r\x06 \x01(\x80\x80\x10R\x04text\"k\n\x16InspectContentResponse\x12\x35\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x19.bastide.types.v1.FindingR\x08\x66indings\x12\x1a\n\x08redacted\x18\x02 \x01(\tR\x08redacted\"\xb1\x02\n\x11IssueGrantRequest\x12 \n\x05token\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80@R\x05token\x12>\n\x08workload\x18\x02 \x01(\x0b\x32\x1a.bastide.types.v1.WorkloadB\x06\xbaH\x03\xc8\x01\x01R\x08workload\x12\x1c\n\x03job\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x03job\x12!\n\x06inputs\x18\x04 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\x06inputs\x12:\n\x07purpose\x18\x05 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$R\x07purpose\x12=\n\x08lifetime\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x06\xbaH\x03\xc8\x01\x01R\x08lifetime\"I\n\x12IssueGrantResponse\x12\x33\n\x05grant\x18\x01 \x01(\x0b\x32\x1d.bastide.types.v1.SignedGrantR\x05grant\"P\n\x11\x43heckGrantRequest\x12;\n\x05grant\x18\x01 \x01(\x0b\x32\x1d.bastide.types.v1.SignedGrantB\x06\xbaH\x03\xc8\x01\x01R\x05grant\"*\n\x12\x43heckGrantResponse\x12\x14\n\x05valid\x18\x01 \x01(\x08R\x05valid\":\n\x12RevokeGrantRequest\x12$\n\x08grant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\x07grantId\"\x15\n\x13RevokeGrantResponse2\x9a\x05\n\x0cGuardService\x12u\n\x0eGuardInference\x12..bastide.policy_guard.v1.GuardInferenceRequest\x1a/.bastide.policy_guard.v1.GuardInferenceResponse(\x01\x30\x01\x12h\n\x0b\x43heckAccess\x12+.bastide.policy_guard.v1.CheckAccessRequest\x1a,.bastide.policy_guard.v1.CheckAccessResponse\x12q\n\x0eInspectContent\x12..bastide.policy_guard.v1.InspectContentRequest\x1a/.bastide.policy_guard.v1.InspectContentResponse\x12\x65\n\nIssueGrant\x12*.bastide.policy_guard.v1.IssueGrantRequest\x1a+.bastide.policy_guard.v1.IssueGrantResponse\x12\x65\n\nCheckGrant\x12*.bastide.policy_guard.v1.CheckGrantRequest\x1a+.bastide.policy_guard.v1.CheckGrantResponse\x12h\n\x0bRevokeGrant\x12+.bastide.policy_guard.v1.RevokeGrantRequest\x1a,.bastide.policy_guard.v1.RevokeGrantResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,6 +52,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENSESSION'].fields_by_name['purpose']._serialized_options = b'\272H\035r\0332\031^[a-z0-9][a-z0-9-]{0,63}$'
   _globals['_OPENSESSION'].fields_by_name['messages']._loaded_options = None
   _globals['_OPENSESSION'].fields_by_name['messages']._serialized_options = b'\272H\010\222\001\005\010\001\020\200\001'
+  _globals['_OPENSESSION'].fields_by_name['request_id']._loaded_options = None
+  _globals['_OPENSESSION'].fields_by_name['request_id']._serialized_options = b'\272H\004r\002(@'
   _globals['_MODELFACTS'].fields_by_name['name']._loaded_options = None
   _globals['_MODELFACTS'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001(\200\001'
   _globals['_MODELFACTS'].fields_by_name['version']._loaded_options = None
@@ -99,49 +101,49 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GUARDINFERENCEREQUEST']._serialized_start=226
   _globals['_GUARDINFERENCEREQUEST']._serialized_end=504
   _globals['_OPENSESSION']._serialized_start=507
-  _globals['_OPENSESSION']._serialized_end=979
-  _globals['_MODELFACTS']._serialized_start=982
-  _globals['_MODELFACTS']._serialized_end=1273
-  _globals['_RESERVE']._serialized_start=1276
-  _globals['_RESERVE']._serialized_end=1430
-  _globals['_OUTPUT']._serialized_start=1432
-  _globals['_OUTPUT']._serialized_end=1471
-  _globals['_FINISH']._serialized_start=1474
-  _globals['_FINISH']._serialized_end=1606
-  _globals['_GUARDINFERENCERESPONSE']._serialized_start=1609
-  _globals['_GUARDINFERENCERESPONSE']._serialized_end=1942
-  _globals['_DECIDED']._serialized_start=1945
-  _globals['_DECIDED']._serialized_end=2187
-  _globals['_RESERVED']._serialized_start=2189
-  _globals['_RESERVED']._serialized_end=2237
-  _globals['_RELEASED']._serialized_start=2239
-  _globals['_RELEASED']._serialized_end=2324
-  _globals['_CUT']._serialized_start=2326
-  _globals['_CUT']._serialized_end=2436
-  _globals['_CLOSED']._serialized_start=2439
-  _globals['_CLOSED']._serialized_end=2570
-  _globals['_CHECKACCESSREQUEST']._serialized_start=2573
-  _globals['_CHECKACCESSREQUEST']._serialized_end=2844
-  _globals['_RESOURCE']._serialized_start=2846
-  _globals['_RESOURCE']._serialized_end=2972
-  _globals['_CHECKACCESSRESPONSE']._serialized_start=2975
-  _globals['_CHECKACCESSRESPONSE']._serialized_end=3119
-  _globals['_INSPECTCONTENTREQUEST']._serialized_start=3121
-  _globals['_INSPECTCONTENTREQUEST']._serialized_end=3177
-  _globals['_INSPECTCONTENTRESPONSE']._serialized_start=3179
-  _globals['_INSPECTCONTENTRESPONSE']._serialized_end=3286
-  _globals['_ISSUEGRANTREQUEST']._serialized_start=3289
-  _globals['_ISSUEGRANTREQUEST']._serialized_end=3594
-  _globals['_ISSUEGRANTRESPONSE']._serialized_start=3596
-  _globals['_ISSUEGRANTRESPONSE']._serialized_end=3669
-  _globals['_CHECKGRANTREQUEST']._serialized_start=3671
-  _globals['_CHECKGRANTREQUEST']._serialized_end=3751
-  _globals['_CHECKGRANTRESPONSE']._serialized_start=3753
-  _globals['_CHECKGRANTRESPONSE']._serialized_end=3795
-  _globals['_REVOKEGRANTREQUEST']._serialized_start=3797
-  _globals['_REVOKEGRANTREQUEST']._serialized_end=3855
-  _globals['_REVOKEGRANTRESPONSE']._serialized_start=3857
-  _globals['_REVOKEGRANTRESPONSE']._serialized_end=3878
-  _globals['_GUARDSERVICE']._serialized_start=3881
-  _globals['_GUARDSERVICE']._serialized_end=4547
+  _globals['_OPENSESSION']._serialized_end=1019
+  _globals['_MODELFACTS']._serialized_start=1022
+  _globals['_MODELFACTS']._serialized_end=1313
+  _globals['_RESERVE']._serialized_start=1316
+  _globals['_RESERVE']._serialized_end=1470
+  _globals['_OUTPUT']._serialized_start=1472
+  _globals['_OUTPUT']._serialized_end=1511
+  _globals['_FINISH']._serialized_start=1514
+  _globals['_FINISH']._serialized_end=1646
+  _globals['_GUARDINFERENCERESPONSE']._serialized_start=1649
+  _globals['_GUARDINFERENCERESPONSE']._serialized_end=1982
+  _globals['_DECIDED']._serialized_start=1985
+  _globals['_DECIDED']._serialized_end=2227
+  _globals['_RESERVED']._serialized_start=2229
+  _globals['_RESERVED']._serialized_end=2277
+  _globals['_RELEASED']._serialized_start=2279
+  _globals['_RELEASED']._serialized_end=2364
+  _globals['_CUT']._serialized_start=2366
+  _globals['_CUT']._serialized_end=2476
+  _globals['_CLOSED']._serialized_start=2479
+  _globals['_CLOSED']._serialized_end=2610
+  _globals['_CHECKACCESSREQUEST']._serialized_start=2613
+  _globals['_CHECKACCESSREQUEST']._serialized_end=2884
+  _globals['_RESOURCE']._serialized_start=2886
+  _globals['_RESOURCE']._serialized_end=3012
+  _globals['_CHECKACCESSRESPONSE']._serialized_start=3015
+  _globals['_CHECKACCESSRESPONSE']._serialized_end=3159
+  _globals['_INSPECTCONTENTREQUEST']._serialized_start=3161
+  _globals['_INSPECTCONTENTREQUEST']._serialized_end=3217
+  _globals['_INSPECTCONTENTRESPONSE']._serialized_start=3219
+  _globals['_INSPECTCONTENTRESPONSE']._serialized_end=3326
+  _globals['_ISSUEGRANTREQUEST']._serialized_start=3329
+  _globals['_ISSUEGRANTREQUEST']._serialized_end=3634
+  _globals['_ISSUEGRANTRESPONSE']._serialized_start=3636
+  _globals['_ISSUEGRANTRESPONSE']._serialized_end=3709
+  _globals['_CHECKGRANTREQUEST']._serialized_start=3711
+  _globals['_CHECKGRANTREQUEST']._serialized_end=3791
+  _globals['_CHECKGRANTRESPONSE']._serialized_start=3793
+  _globals['_CHECKGRANTRESPONSE']._serialized_end=3835
+  _globals['_REVOKEGRANTREQUEST']._serialized_start=3837
+  _globals['_REVOKEGRANTREQUEST']._serialized_end=3895
+  _globals['_REVOKEGRANTRESPONSE']._serialized_start=3897
+  _globals['_REVOKEGRANTRESPONSE']._serialized_end=3918
+  _globals['_GUARDSERVICE']._serialized_start=3921
+  _globals['_GUARDSERVICE']._serialized_end=4587
 # @@protoc_insertion_point(module_scope)

@@ -82,6 +82,7 @@ class OpenSession(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     STREAM_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """The caller's bearer token, as received. Never logged."""
     method: _builtins.str
@@ -92,6 +93,8 @@ class OpenSession(_message.Message):
     """Declared purpose id."""
     stream: _builtins.bool
     """Whether the caller wants a stream."""
+    request_id: _builtins.str
+    """The caller's own id for the call; refused with ALREADY_EXISTS when the principal used it within a day."""
     @_builtins.property
     def workload(self) -> _principal_pb2.Workload:
         """The caller's workload as the model server's TLS connection shows it."""
@@ -120,10 +123,11 @@ class OpenSession(_message.Message):
         messages: _abc.Iterable[_content_pb2.Message] | None = ...,
         parameters: _content_pb2.SamplingParameters | None = ...,
         stream: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "parameters", b"parameters", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "messages", b"messages", "method", b"method", "model", b"model", "parameters", b"parameters", "purpose", b"purpose", "stream", b"stream", "token", b"token", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "messages", b"messages", "method", b"method", "model", b"model", "parameters", b"parameters", "purpose", b"purpose", "request_id", b"request_id", "stream", b"stream", "token", b"token", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,8 +40,8 @@ class GuardServiceStub:
     """Judges one inference call and inspects its output. Auth: peer (model-server).
 
     Order of requests: `open`, then after an allow `reserve`, then any number of `output`, then `finish`.
-    Order of responses: `decided`; after an allow `reserved`; `released` or `cut` for each `output` that settles text;
-    `closed` after `finish`. The client MUST release to its caller only the text of `released`, and MUST stop at `cut`.
+    Order of responses: `decided`; after an allow `reserved`; exactly one `released` (its text may be empty) or `cut`
+    for each `output`; `closed` or `cut` after `finish`. The client MUST release to its caller only the text of `released`, and MUST stop at `cut`.
     A session that the client leaves without `finish` settles its whole reservation. A session lives at most
     `Reserve.lease` long. INVALID_ARGUMENT for messages out of order.
     """
@@ -70,8 +70,8 @@ class GuardServiceAsyncStub(GuardServiceStub):
     """Judges one inference call and inspects its output. Auth: peer (model-server).
 
     Order of requests: `open`, then after an allow `reserve`, then any number of `output`, then `finish`.
-    Order of responses: `decided`; after an allow `reserved`; `released` or `cut` for each `output` that settles text;
-    `closed` after `finish`. The client MUST release to its caller only the text of `released`, and MUST stop at `cut`.
+    Order of responses: `decided`; after an allow `reserved`; exactly one `released` (its text may be empty) or `cut`
+    for each `output`; `closed` or `cut` after `finish`. The client MUST release to its caller only the text of `released`, and MUST stop at `cut`.
     A session that the client leaves without `finish` settles its whole reservation. A session lives at most
     `Reserve.lease` long. INVALID_ARGUMENT for messages out of order.
     """
@@ -103,8 +103,8 @@ class GuardServiceServicer(metaclass=_abc_1.ABCMeta):
         """Judges one inference call and inspects its output. Auth: peer (model-server).
 
         Order of requests: `open`, then after an allow `reserve`, then any number of `output`, then `finish`.
-        Order of responses: `decided`; after an allow `reserved`; `released` or `cut` for each `output` that settles text;
-        `closed` after `finish`. The client MUST release to its caller only the text of `released`, and MUST stop at `cut`.
+        Order of responses: `decided`; after an allow `reserved`; exactly one `released` (its text may be empty) or `cut`
+        for each `output`; `closed` or `cut` after `finish`. The client MUST release to its caller only the text of `released`, and MUST stop at `cut`.
         A session that the client leaves without `finish` settles its whole reservation. A session lives at most
         `Reserve.lease` long. INVALID_ARGUMENT for messages out of order.
         """

@@ -1,0 +1,111 @@
+"""What a call asks of its budgets, what it gets, and how it is refused."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+from services.policy_guard.result import BudgetScope, Limit
+from shared.errors import AlreadyExists, NotFound, ResourceExhausted
+
+_MICROSECOND = dt.timedelta(microseconds=1)
+
+
+class BudgetExhausted(ResourceExhausted):
+    """A limit leaves no room for the call; without `retry_after` the call alone is over it."""
+
+    reason = "BUDGET_EXHAUSTED"
+
+    def __init__(self, limit: Limit, *, retry_after: float | None) -> None:
+        """Say which limit, and after how many seconds a retry may succeed."""
+        message = "the budget is used up" if retry_after is not None else "the call is larger than the whole budget"
+        super().__init__(message, retry_after=retry_after, scope=limit.scope.value, unit=limit.unit.value)
+
+
+class TooManyReservations(ResourceExhausted):
+    """More calls are in flight than are counted at once."""
+
+    reason = "TOO_MANY_CALLS"
+
+
+class CallInFlight(AlreadyExists):
+    """The call has reserved before."""
+
+    reason = "CALL_RESERVED"
+
+
+class RepeatedRequest(AlreadyExists):
+    """The principal used this request_id within a day."""
+
+    reason = "REQUEST_ID_REPEATED"
+
+
+class UnknownReservation(NotFound):
+    """The call never reserved, or its reservation was settled and forgotten."""
+
+    reason = "UNKNOWN_RESERVATION"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consumer:
+    """Whose budgets a call draws on."""
+
+    tenant: str
+    principal: str
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What a call wants: the prompt's tokens and at most `max_new_tokens`, at least 1, within `lease`.
+
+    `call_id` MUST be unique. A `request_id` is used up by a claim that is granted; empty means none.
+    """
+
+    call_id: str
+    consumer: Consumer
+    limits: tuple[Limit, ...]
+    prompt_tokens: int
+    max_new_tokens: int
+    lease: dt.timedelta
+    request_id: str = ""
+    counters: dict[str, Limit] = field(init=False)
+    """The limits that bind, by the name of what they count."""
+    request_key: bytes | None = field(init=False)
+    """A hash of the principal and its request id."""
+
+    def __post_init__(self) -> None:
+        """Name what is counted. Of two limits on the same count the lower binds."""
+        counters: dict[str, Limit] = {}
+        for limit in sorted(self.limits, key=lambda item: -item.limit):
+            counters[_counter_key(limit, self.consumer)] = limit
+        object.__setattr__(self, "counters", counters)
+        key = None
+        if self.request_id:
+            whole = json.dumps([self.consumer.tenant, self.consumer.principal, self.request_id])
+            key = hashlib.sha256(whole.encode()).digest()
+        object.__setattr__(self, "request_key", key)
+
+    @property
+    def lease_micros(self) -> int:
+        """The lease in microseconds."""
+        return self.lease // _MICROSECOND
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reservation:
+    """What was reserved: the new tokens that the call may generate, and when its lease ends."""
+
+    max_new_tokens: int
+    expires_at: dt.datetime
+
+
+def _counter_key(limit: Limit, consumer: Consumer) -> str:
+    whose = {
+        BudgetScope.TENANT: "",
+        BudgetScope.PRINCIPAL: consumer.principal,
+        BudgetScope.MODEL: consumer.model,
+    }[limit.scope]
+    return json.dumps([limit.scope.value, limit.unit.value, limit.window_seconds, consumer.tenant, whose])

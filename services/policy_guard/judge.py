@@ -1,0 +1,98 @@
+"""Asks policy: gathers the input, holds one revision, signs the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from services.policy_guard.acknowledgements import Acknowledgements
+from services.policy_guard.decisions import DecisionSigner
+from services.policy_guard.engine import PolicyEngine
+from services.policy_guard.facts import AccessQuestion, InferenceQuestion, access_input, inference_input
+from services.policy_guard.result import PolicyResult, Question, Registration
+from shared.identity.principal import Kind, Principal, Workload
+from shared.rpc.call import Judgement
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsePolicy:
+    """The acceptable-use policy in force."""
+
+    version: str
+    text: str
+
+
+class Judge:
+    """The one way to a decision."""
+
+    def __init__(
+        self,
+        engine: PolicyEngine,
+        signer: DecisionSigner,
+        acknowledgements: Acknowledgements,
+        *,
+        seconds: float,
+        clock: Callable[[], dt.datetime],
+    ) -> None:
+        """Ask `engine`, within `seconds` a question."""
+        self._engine = engine
+        self._signer = signer
+        self._acknowledgements = acknowledgements
+        self._seconds = seconds
+        self._clock = clock
+        self._data: Mapping[str, Any] = {}
+
+    def follow(self, data: Mapping[str, Any]) -> None:
+        """Take the data documents of the revision that was loaded; for what the guard itself reads of them."""
+        self._data = data
+
+    @property
+    def use_policy(self) -> UsePolicy:
+        """The acceptable-use policy of the revision in force."""
+        found = self._data["bastide"]["purposes"]["use_policy"]
+        return UsePolicy(version=found["version"], text=found["text"])
+
+    @property
+    def topics(self) -> Mapping[str, list[str]]:
+        """The deny-list terms of the revision in force, by topic."""
+        found = self._data["bastide"].get("topics", {})
+        return {name: list(topic["terms"]) for name, topic in found.items()}
+
+    async def acknowledged(self, principal: Principal) -> str | None:
+        """Return the acceptable-use policy that a person accepted; a backend's owner did so in policy data."""
+        if principal.kind is Kind.WORKLOAD:
+            return None
+        return await self._acknowledgements.acknowledged(principal.subject, in_force=self.use_policy.version)
+
+    async def access(self, question: AccessQuestion, *, audience: str) -> Judgement:
+        """Return the signed decision on `question` for the service `audience`. Raises GuardUnavailable."""
+        document = access_input(question, self._clock())
+        result = await self._ask(Question.ACCESS, document)
+        return self._signer.sign(
+            result, policy_input=document, principal=question.principal, method=question.method, audience=audience
+        )
+
+    async def inference(
+        self, question: InferenceQuestion, *, action: str, audience: str
+    ) -> tuple[Judgement, PolicyResult]:
+        """Return the signed decision on an inference call, and the result it was made from."""
+        document = inference_input(question, action, self._clock())
+        result = await self._ask(Question.INFERENCE, document)
+        judgement = self._signer.sign(
+            result, policy_input=document, principal=question.principal, method=question.method, audience=audience
+        )
+        return judgement, result
+
+    async def registration(self, workload: Workload) -> Registration | None:
+        """Return the tenant and roles that policy gives to a workload, None when it is not registered."""
+        document = {"time": int(self._clock().timestamp()), "workload": {"spiffe_id": workload.spiffe_id}}
+        result = await self._ask(Question.IDENTITY, document)
+        return result.obligations if result.allowed and isinstance(result.obligations, Registration) else None
+
+    async def _ask(self, question: Question, document: Mapping[str, Any]) -> PolicyResult:
+        deadline = asyncio.get_running_loop().time() + self._seconds
+        with self._engine.hold() as held:
+            return await held.evaluate(question, document, deadline=deadline)

@@ -1,0 +1,104 @@
+"""The life of the policy in force: from the first start through activation and rollback, on engine and store alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from services.policy_guard.bundle import Bundle, read_archive, read_directory
+from services.policy_guard.engine import PolicyEngine
+from services.policy_guard.revisions import Activation, Revision, Revisions
+from services.policy_guard.validation import Report, validate
+from shared.errors import FailedPrecondition
+
+ADMINISTRATOR_ROLE = "administrator"
+
+
+class PolicyRefused(FailedPrecondition):
+    """The bundle does not validate; the first problems are in the message."""
+
+    reason = "POLICY_REFUSED"
+
+
+class Lifecycle:
+    """Keeps engine and store on one revision. The store says which is in force; the engine follows it."""
+
+    def __init__(
+        self,
+        engine: PolicyEngine,
+        revisions: Revisions,
+        *,
+        loaded: Callable[[Bundle], None],
+        administrator_tenants: frozenset[str],
+    ) -> None:
+        """Load into `engine`; `loaded` is told of each bundle that came into force."""
+        self._engine = engine
+        self._revisions = revisions
+        self._loaded = loaded
+        self._tenants = administrator_tenants
+        self._changing = asyncio.Lock()
+
+    async def start(self, directory: Path) -> None:
+        """Load the revision in force, or on the very first start the bundle in `directory`."""
+        if await self._revisions.active() is None:
+            bundle = await asyncio.to_thread(read_directory, directory)
+            await self._check(bundle)
+            await self._revisions.propose(
+                bundle.revision, bundle.archive(), proposer="bastide", note="installed with the guard"
+            )
+            await self._revisions.activate(bundle.revision, activator="bastide", expected=None)
+        await self.follow()
+
+    async def follow(self) -> None:
+        """Bring the engine to the revision in force, as another replica or an offline recovery may have changed it."""
+        active = await self._revisions.active()
+        if active is None:
+            raise FailedPrecondition("no policy revision is in force")
+        if active.digest == self._engine.current:
+            return
+        async with self._changing:
+            bundle = await self.bundle(active.digest)
+            await self._engine.load(bundle)
+            self._loaded(bundle)
+
+    async def bundle(self, digest: str) -> Bundle:
+        """Return a kept bundle, verified. Raises NotFound."""
+        archive = await self._revisions.bundle(digest)
+        return await asyncio.to_thread(read_archive, archive)
+
+    async def validate(self, archive: bytes) -> Report:
+        """Check a bundle. Raises BundleError where it cannot even be read."""
+        bundle = await asyncio.to_thread(read_archive, archive)
+        return await validate(bundle, self._engine, administrator_tenants=self._tenants)
+
+    async def propose(self, archive: bytes, *, proposer: str, note: str) -> Revision:
+        """Keep a bundle that validates. Raises PolicyRefused."""
+        bundle = await asyncio.to_thread(read_archive, archive)
+        await self._check(bundle)
+        return await self._revisions.propose(bundle.revision, bundle.archive(), proposer=proposer, note=note)
+
+    async def activate(self, digest: str, *, activator: str) -> Activation:
+        """Put a kept revision in force: it is loaded before the store says so. Raises Aborted when another won."""
+        bundle = await self.bundle(digest)
+        await self._check(bundle)
+        expected = await self._revisions.active()
+        activation = await self._revisions.activate(
+            digest, activator=activator, expected=None if expected is None else expected.digest
+        )
+        await self.follow()
+        return activation
+
+    async def rollback(self, *, activator: str) -> Activation:
+        """Put the revision before the one in force back."""
+        expected = await self._revisions.active()
+        if expected is None:
+            raise FailedPrecondition("no policy revision is in force")
+        activation = await self._revisions.rollback(activator=activator, expected=expected.digest)
+        await self.follow()
+        return activation
+
+    async def _check(self, bundle: Bundle) -> None:
+        report = await validate(bundle, self._engine, administrator_tenants=self._tenants)
+        if not report.ok:
+            raise PolicyRefused("; ".join(map(str, report.problems[:5])))

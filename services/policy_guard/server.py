@@ -1,0 +1,143 @@
+"""Composition root of the policy guard: the only module that knows every part."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from collections.abc import AsyncIterator, Mapping
+
+from services.policy_guard import methods
+from services.policy_guard.acknowledgements import Acknowledgements
+from services.policy_guard.budgets import Budgets
+from services.policy_guard.bundle import Bundle
+from services.policy_guard.config import PolicyGuardSettings
+from services.policy_guard.decisions import DecisionSigner
+from services.policy_guard.engines import EngineSettings, choose_engine
+from services.policy_guard.enrolment import Enrolment
+from services.policy_guard.guard_service import GuardService, LocalGuard
+from services.policy_guard.identity_service import IdentityService
+from services.policy_guard.judge import Judge
+from services.policy_guard.lifecycle import Lifecycle
+from services.policy_guard.local_budgets import LocalBudgets
+from services.policy_guard.migrations import SCRIPTS
+from services.policy_guard.passwords import Passwords
+from services.policy_guard.policy_service import PolicyService
+from services.policy_guard.revisions import Revisions
+from services.policy_guard.shared_budgets import SharedBudgets
+from services.policy_guard.sign_in import SignIn
+from services.policy_guard.throttle import Throttle
+from services.policy_guard.token_issuer import TokenIssuer
+from services.policy_guard.totp import SecondFactors
+from services.policy_guard.users import Users
+from shared.audit import AuditClient
+from shared.identity.tokens import TokenVerifier
+from shared.inspection.scanner import Scanner
+from shared.keys import FileKeyProvider, SigningKey
+from shared.periodic import repeating
+from shared.records.migrations import check_schema
+from shared.records.store import Records
+from shared.rpc.call import Owned
+from shared.rpc.channel import Channel
+from shared.rpc.health import serving_problem
+from shared.rpc.server import Server
+
+
+def now() -> dt.datetime:
+    """Return the time that decisions, tokens and budgets go by."""
+    return dt.datetime.now(dt.UTC)
+
+
+@contextlib.asynccontextmanager
+async def compose(settings: PolicyGuardSettings) -> AsyncIterator[Server]:
+    """Yield the server, not yet started; its parts end with the context."""
+    tls = settings.server.tls
+    spiffe_id = f"spiffe://{tls.trust_domain}/policy-guard"
+    async with contextlib.AsyncExitStack() as stack:
+        records = await stack.enter_async_context(Records(settings.records, exclusive=True))
+        await check_schema(records, SCRIPTS, "policy_guard")
+        keys = FileKeyProvider(settings.keys)
+        audit_channel = Channel(settings.audit, tls, service="audit")
+        stack.push_async_callback(audit_channel.close)
+        audit = AuditClient(audit_channel, timeout=settings.audit.timeout_seconds)
+        engine = choose_engine(EngineSettings(engine=settings.engine, opa_binary=settings.opa_binary))
+        stack.push_async_callback(engine.close)
+        signer = DecisionSigner(SigningKey.load(settings.decision_key, name="policy-guard/decision"), clock=now)
+        acknowledgements = Acknowledgements(records, clock=now)
+        judge = Judge(engine, signer, acknowledgements, seconds=settings.decision_seconds, clock=now)
+        scanners = _Scanners()
+
+        def loaded(bundle: Bundle) -> None:
+            judge.follow(bundle.data)
+            scanners.follow(judge.topics)
+
+        revisions = Revisions(records, clock=now)
+        lifecycle = Lifecycle(
+            engine, revisions, loaded=loaded, administrator_tenants=frozenset(settings.administrator_tenants)
+        )
+        await lifecycle.start(settings.policies)
+        budgets: Budgets = (
+            LocalBudgets(records, clock=now) if records.dialect == "sqlite" else SharedBudgets(records, clock=now)
+        )
+        await stack.enter_async_context(budgets)
+        passwords = Passwords()
+        factors = SecondFactors(keys, issuer="Bastide")
+        throttle = Throttle(records, clock=now)
+        verifier = TokenVerifier(settings.server.issuers)
+
+        async def problems() -> Mapping[str, str]:
+            problem = await serving_problem(audit_channel)
+            return {"audit": problem} if problem else {}
+
+        guard_service, policy_service, identity_service = methods.SERVICES
+        server = Server(
+            settings.server,
+            services={
+                guard_service: GuardService(
+                    judge, signer, verifier, budgets, scanners.get, max_held=settings.max_held_characters
+                ),
+                policy_service: PolicyService(lifecycle, revisions, engine),
+                identity_service: IdentityService(
+                    users=Users(records, clock=now),
+                    enrolment=Enrolment(records, passwords, factors, throttle, clock=now),
+                    sign_in=SignIn(records, passwords, factors, throttle, clock=now),
+                    issuer=TokenIssuer(
+                        SigningKey.load(settings.identity_key, name="policy-guard/identity"),
+                        issuer=settings.issuer,
+                        audience=settings.audience,
+                        lifetime=dt.timedelta(seconds=settings.token_seconds),
+                        clock=now,
+                    ),
+                    acknowledgements=acknowledgements,
+                    judge=judge,
+                    audit=audit,
+                ),
+            },
+            rows=methods.ROWS,
+            guard=LocalGuard(judge, audience=spiffe_id),
+            audit=audit,
+            verifier=verifier,
+            problems=problems,
+            owned=Owned(),
+        )
+        # Another replica, or an offline recovery, may change what is in force.
+        await stack.enter_async_context(repeating(lifecycle.follow, seconds=2.0, name="follow-policy"))
+        yield server
+
+
+class _Scanners:
+    """The detectors of the policy revision in force, with and without control tokens."""
+
+    def __init__(self) -> None:
+        self._by_control: dict[bool, Scanner] = {}
+
+    def follow(self, topics: Mapping[str, list[str]]) -> None:
+        self._by_control = {control: Scanner(topics=topics, control_tokens=control) for control in (False, True)}
+
+    def get(self, control_tokens: bool) -> Scanner:
+        return self._by_control[control_tokens]
+
+
+async def serve(settings: PolicyGuardSettings) -> None:
+    """Run until a signal, then drain."""
+    async with compose(settings) as server:
+        await server.run()
