@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
-from sqlalchemy import Row, delete, select
+from sqlalchemy import Row, Table, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.policy_guard.ledger import Changes, Counter, Held, Ledger
@@ -25,49 +25,58 @@ async def read_reservations(connection: AsyncConnection, calls: Collection[str] 
     return {row.call_id: _to_held(row) for row in await connection.execute(query)}
 
 
-async def read_requests(connection: AsyncConnection, keys: Collection[bytes], now: int) -> set[bytes]:
-    """Return those of `keys` that were used and still count."""
-    query = select(request_ids.c.key).where(request_ids.c.key.in_(keys), request_ids.c.forget_at > from_micros(now))
-    return set((await connection.execute(query)).scalars())
+async def read_requests(connection: AsyncConnection, keys: Collection[bytes]) -> dict[bytes, int]:
+    """Return when those of `keys` that were used may be used again."""
+    rows = await connection.execute(select(request_ids).where(request_ids.c.key.in_(keys)))
+    return {row.key: to_micros(row.forget_at) for row in rows}
+
+
+async def stream_requests(connection: AsyncConnection) -> AsyncIterator[bytes]:
+    """Yield every key that was used."""
+    async with connection.stream_scalars(select(request_ids.c.key)) as keys:
+        async for key in keys:
+            yield key
 
 
 async def write_changes(connection: AsyncConnection, ledger: Ledger, changes: Changes) -> None:
-    """Make the rows that `changes` names equal to the ledger."""
-    await put(
-        connection,
-        counters,
-        [
-            {
-                "key": key,
-                "window": counter.window,
-                "slots": {str(slot): units for slot, units in counter.slots.items()},
-                "forget_at": from_micros(counter.forget_at),
-            }
-            for key in sorted(changes.counters)
-            if (counter := ledger.counters.get(key)) is not None
-        ],
-    )
-    await put(
-        connection,
-        reservations,
-        [
-            {
-                "call_id": call_id,
-                "tokens": held.tokens,
-                "charges": [list(charge) for charge in held.charges],
-                "expires_at": from_micros(held.expires_at),
-                "settled": held.settled,
-                "forget_at": from_micros(held.forget_at),
-            }
-            for call_id in sorted(changes.reservations)
-            if (held := ledger.reservations.get(call_id)) is not None
-        ],
-    )
-    await put(
-        connection,
-        request_ids,
-        [{"key": key, "forget_at": from_micros(forget_at)} for key, forget_at in sorted(changes.requests.items())],
-    )
+    """Make the rows that `changes` names equal to the ledger as it is when this is called."""
+    # All rows are made before the first wait, in which the ledger may go on: they must be of one moment.
+    rows: list[tuple[Table, list[dict[str, Any]]]] = [
+        (
+            counters,
+            [
+                {
+                    "key": key,
+                    "window": counter.window,
+                    "slots": {str(slot): units for slot, units in counter.slots.items()},
+                    "forget_at": from_micros(counter.forget_at),
+                }
+                for key in sorted(changes.counters)
+                if (counter := ledger.counters.get(key)) is not None
+            ],
+        ),
+        (
+            reservations,
+            [
+                {
+                    "call_id": call_id,
+                    "tokens": held.tokens,
+                    "charges": [list(charge) for charge in held.charges],
+                    "expires_at": from_micros(held.expires_at),
+                    "settled": held.settled,
+                    "forget_at": from_micros(held.forget_at),
+                }
+                for call_id in sorted(changes.reservations)
+                if (held := ledger.reservations.get(call_id)) is not None
+            ],
+        ),
+        (
+            request_ids,
+            [{"key": key, "forget_at": from_micros(at)} for key, at in sorted(changes.requests.items())],
+        ),
+    ]
+    for table, changed in rows:
+        await put(connection, table, changed)
 
 
 async def forget_rows(connection: AsyncConnection, now: int) -> None:

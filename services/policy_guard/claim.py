@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 
 from services.policy_guard.result import BudgetScope, Limit
-from shared.errors import AlreadyExists, NotFound, ResourceExhausted
+from shared.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
 
 _MICROSECOND = dt.timedelta(microseconds=1)
+_CALL_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 class BudgetExhausted(ResourceExhausted):
@@ -77,15 +79,18 @@ class Claim:
     """A hash of the principal and its request id."""
 
     def __post_init__(self) -> None:
-        """Name what is counted. Of two limits on the same count the lower binds."""
+        """Name what is counted; of two limits on the same count the lower binds. Raises `InvalidArgument`."""
+        if not _CALL_ID.fullmatch(self.call_id):
+            raise InvalidArgument("a call id has 1 to 64 letters, digits and ._:-", field="call_id")
+        if self.max_new_tokens < 1 or self.prompt_tokens < 0 or self.lease <= dt.timedelta(0):
+            raise InvalidArgument("a call reserves at least one new token for some time", field="reserve")
         counters: dict[str, Limit] = {}
         for limit in sorted(self.limits, key=lambda item: -item.limit):
             counters[_counter_key(limit, self.consumer)] = limit
         object.__setattr__(self, "counters", counters)
         key = None
         if self.request_id:
-            whole = json.dumps([self.consumer.tenant, self.consumer.principal, self.request_id])
-            key = hashlib.sha256(whole.encode()).digest()
+            key = _digest(self.consumer.tenant, self.consumer.principal, self.request_id)
         object.__setattr__(self, "request_key", key)
 
     @property
@@ -108,4 +113,9 @@ def _counter_key(limit: Limit, consumer: Consumer) -> str:
         BudgetScope.PRINCIPAL: consumer.principal,
         BudgetScope.MODEL: consumer.model,
     }[limit.scope]
-    return json.dumps([limit.scope.value, limit.unit.value, limit.window_seconds, consumer.tenant, whose])
+    return _digest(limit.scope.value, limit.unit.value, limit.window_seconds, consumer.tenant, whose).hex()
+
+
+def _digest(*parts: str | int) -> bytes:
+    # Whatever the parts hold, the key is short, unambiguous and names nobody.
+    return hashlib.sha256(json.dumps(parts).encode()).digest()

@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if len(set(keys)) < len(keys) or not all(isinstance(key, str) for key in keys):
+        if not all(isinstance(key, str) for key in keys) or len(set(keys)) < len(keys):
             raise yaml.YAMLError("keys")
         return super().construct_mapping(node, deep=deep)
 

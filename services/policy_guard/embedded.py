@@ -39,7 +39,9 @@ class EmbeddedEvaluator:
 
 async def start(bundle: Bundle) -> EmbeddedEvaluator:
     """Start an interpreter with the bundle's rules and data. Raises GuardUnavailable."""
-    setup = json.dumps({"modules": bundle.rules, "data": bundle.served_data}).encode()
+    setup = json.dumps(
+        {"modules": bundle.rules, "data": bundle.served_data, "warm": f"data.{Question.ACCESS}"}
+    ).encode()
     worker = Worker(_TARGET, setup=setup, limits=_LIMITS)
     try:
         await worker.start()

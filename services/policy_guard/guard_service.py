@@ -10,7 +10,8 @@ from google.protobuf import json_format
 
 from bastide.policy_guard.v1 import guard_pb2
 from bastide.types.v1 import content_pb2, decision_pb2, principal_pb2
-from services.policy_guard.budgets import Budgets, Claim, Consumer
+from services.policy_guard.budgets import Budgets
+from services.policy_guard.claim import Claim, Consumer
 from services.policy_guard.decisions import DecisionSigner
 from services.policy_guard.facts import AccessQuestion, InferenceQuestion, ModelFacts
 from services.policy_guard.judge import Judge
@@ -242,7 +243,7 @@ def _parameters(opening: guard_pb2.OpenSession) -> dict[str, Any]:
     given = opening.parameters
     facts: dict[str, Any] = {"max_new_tokens": given.max_new_tokens, "stream": opening.stream}
     for name in ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty"):
-        if given.HasField(name):  # type: ignore[arg-type]  # the stubs know the names as literals only
+        if given.HasField(name):
             facts[name] = getattr(given, name)
     facts["seed"] = given.HasField("seed")
     return facts

@@ -15,7 +15,7 @@ from services.policy_guard.result import BudgetUnit
 
 SLOTS = 60
 _SETTLED_KEPT = 5 * 60 * 1_000_000
-_REQUEST_ID_KEPT = 24 * 3600 * 1_000_000
+REQUEST_ID_KEPT = 24 * 3600 * 1_000_000
 
 
 @dataclass(kw_only=True)
@@ -97,7 +97,8 @@ class Ledger:
 
     counters: dict[str, Counter] = field(default_factory=dict)
     reservations: dict[str, Held] = field(default_factory=dict)
-    requests: set[bytes] = field(default_factory=set)
+    requests: dict[bytes, int] = field(default_factory=dict)
+    """Key -> when it may be used again."""
     _changed_counters: set[str] = field(default_factory=set)
     _changed_reservations: set[str] = field(default_factory=set)
     _new_requests: dict[bytes, int] = field(default_factory=dict)
@@ -109,7 +110,7 @@ class Ledger:
         """
         if claim.call_id in self.reservations:
             raise CallInFlight("the call has a reservation already")
-        if claim.request_key in self.requests:
+        if claim.request_key is not None and self.requests.get(claim.request_key, now) > now:
             raise RepeatedRequest("the request_id was used before")
         granted = self._grant(claim, now)
         tokens = claim.prompt_tokens + granted
@@ -127,8 +128,7 @@ class Ledger:
         )
         self._changed_reservations.add(claim.call_id)
         if claim.request_key is not None:
-            self.requests.add(claim.request_key)
-            self._new_requests[claim.request_key] = now + _REQUEST_ID_KEPT
+            self.requests[claim.request_key] = self._new_requests[claim.request_key] = now + REQUEST_ID_KEPT
         return granted, expires_at
 
     def _grant(self, claim: Claim, now: int) -> int:

@@ -18,10 +18,12 @@ from services.policy_guard.budget_rows import (
     read_counters,
     read_requests,
     read_reservations,
+    stream_requests,
     write_changes,
 )
 from services.policy_guard.claim import Claim, RepeatedRequest, Reservation, TooManyReservations
-from services.policy_guard.ledger import Ledger
+from services.policy_guard.ledger import REQUEST_ID_KEPT, Ledger
+from services.policy_guard.request_filter import RequestFilter
 from services.policy_guard.tables import from_micros, to_micros
 from shared.records.errors import RecordsUnavailable
 from shared.records.store import Records
@@ -43,7 +45,10 @@ class LocalBudgets:
         self._clock = clock
         self._max_lag = max_lag
         self._ledger = Ledger()
+        self._filter = RequestFilter(period=REQUEST_ID_KEPT, now=to_micros(clock()))
         self._checking: set[bytes] = set()
+        # Fewer than the connections there are, so that questions never keep the writer from writing.
+        self._lookups = asyncio.Semaphore(2)
         self._behind_since: float | None = None
         self._forgotten_at = 0
         self._changed = asyncio.Event()
@@ -52,9 +57,12 @@ class LocalBudgets:
 
     async def __aenter__(self) -> Self:
         """Load what counts. Raises `RecordsUnavailable`."""
+        now = to_micros(self._clock())
         async with self._records.read() as connection:
             self._ledger.counters = await read_counters(connection)
             self._ledger.reservations = await read_reservations(connection)
+            async for key in stream_requests(connection):
+                self._filter.add(key, now)
         self._writer = asyncio.create_task(self._write(), name="budget-writer")
         return self
 
@@ -67,49 +75,53 @@ class LocalBudgets:
 
     async def reserve(self, claim: Claim) -> Reservation:
         """See `Budgets`."""
-        self._check_writer()
-        if len(self._ledger.reservations) >= MAX_RESERVATIONS:
-            raise TooManyReservations("too many calls are in flight", retry_after=1.0)
-        if claim.request_key is None:
+        key = claim.request_key
+        # Memory holds request ids until they are written, the store those of a whole day.
+        if key is None or key in self._ledger.requests or not self._filter.may_hold(key):
             return self._reserve(claim)
-        if claim.request_key in self._checking or claim.request_key in self._ledger.requests:
+        if key in self._checking:
             raise RepeatedRequest("the request_id was used before")
-        self._checking.add(claim.request_key)
+        self._checking.add(key)
         try:
-            # Memory holds request ids until they are written, the store those of a whole day.
-            async with self._records.read() as connection:
-                used = await read_requests(connection, [claim.request_key], to_micros(self._clock()))
-            if used:
+            async with self._lookups, self._records.read() as connection:
+                used = await read_requests(connection, [key])
+            if used.get(key, 0) > to_micros(self._clock()):
                 raise RepeatedRequest("the request_id was used before")
             return self._reserve(claim)
         finally:
-            self._checking.discard(claim.request_key)
+            self._checking.discard(key)
 
     async def renew(self, call_id: str, lease: dt.timedelta) -> dt.datetime:
         """See `Budgets`."""
-        self._check_writer()
+        self._check_open()
         expires_at = self._ledger.renew(call_id, lease // dt.timedelta(microseconds=1), to_micros(self._clock()))
         self._note_change()
         return from_micros(expires_at)
 
     async def settle(self, call_id: str, tokens: int) -> int:
-        """See `Budgets`. Settles in memory also while the store is behind: it can only give budget back."""
+        """See `Budgets`."""
+        self._check_open()
         settled = self._ledger.settle(call_id, tokens, to_micros(self._clock()))
         self._note_change()
         return settled
 
     def _reserve(self, claim: Claim) -> Reservation:
-        granted, expires_at = self._ledger.reserve(claim, to_micros(self._clock()))
+        self._check_open()
+        now = asyncio.get_running_loop().time()
+        if self._behind_since is not None and now - self._behind_since > self._max_lag:
+            raise RecordsUnavailable("budgets cannot be stored")
+        if len(self._ledger.reservations) >= MAX_RESERVATIONS:
+            raise TooManyReservations("too many calls are in flight", retry_after=1.0)
+        micros = to_micros(self._clock())
+        granted, expires_at = self._ledger.reserve(claim, micros)
+        if claim.request_key is not None:
+            self._filter.add(claim.request_key, micros)
         self._note_change()
         return Reservation(max_new_tokens=granted, expires_at=from_micros(expires_at))
 
-    def _check_writer(self) -> None:
+    def _check_open(self) -> None:
         if self._writer is None or self._writer.done() or self._closing.is_set():
             raise RecordsUnavailable("budgets are not open")
-        if self._behind_since is not None:
-            lag = asyncio.get_running_loop().time() - self._behind_since
-            if lag > self._max_lag:
-                raise RecordsUnavailable("budgets cannot be stored")
 
     def _note_change(self) -> None:
         if self._behind_since is None:
@@ -124,8 +136,8 @@ class LocalBudgets:
             self._changed.clear()
             try:
                 await self._write_group()
-            except RecordsUnavailable as error:
-                _logger.error("budget_write_failed", error=type(error.__cause__).__name__)
+            except Exception as error:  # noqa: BLE001 - whatever it is, claims are refused until a later group succeeds
+                _logger.error("budget_write_failed", error=type(error).__name__)
                 self._changed.set()
                 await self._pause(_RETRY_SECONDS)
         await self._write_group()
@@ -147,7 +159,8 @@ class LocalBudgets:
             raise
         if forget:
             self._forgotten_at = now
-        self._ledger.requests -= changes.requests.keys()
+        for key in changes.requests:
+            self._ledger.requests.pop(key, None)
         self._behind_since = started if self._changed.is_set() else None
 
     async def _pause(self, seconds: float) -> None:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, func, insert, or_, select
+from sqlalchemy import Row, Select, func, insert, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.policy_guard.pages import decode_page_token, encode_page_token, page_size
-from services.policy_guard.tables import activations, from_micros, revisions, to_micros
+from services.policy_guard.tables import activations, revisions
 from services.policy_guard.upsert import insert_missing
-from shared.errors import Aborted, FailedPrecondition, NotFound
+from shared.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
 from shared.records.store import Records
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class NoEarlierRevision(FailedPrecondition):
@@ -89,7 +92,12 @@ class Revisions:
         self._clock = clock
 
     async def propose(self, digest: str, bundle: bytes, *, proposer: str, note: str) -> Revision:
-        """Keep `bundle` under `digest`, which MUST be its own, or return the revision that is kept under it."""
+        """Keep `bundle` under `digest`, which MUST be its own, or return the revision that is kept under it.
+
+        Raises `InvalidArgument` for what is no digest.
+        """
+        if not _DIGEST.fullmatch(digest):
+            raise InvalidArgument("a digest is sha256: and 64 hexadecimal digits", field="digest")
         row = {
             "digest": digest,
             "bundle": bundle,
@@ -109,10 +117,9 @@ class Revisions:
     async def bundle(self, digest: str) -> bytes:
         """Return a revision's bundle. Raises `NotFound`."""
         async with self._records.read() as connection:
+            await _read(connection, digest)
             found = await connection.execute(select(revisions.c.bundle).where(revisions.c.digest == digest))
-            bundle: bytes | None = found.scalar_one_or_none()
-        if bundle is None:
-            raise NotFound("no such revision")
+            bundle: bytes = found.scalar_one()
         return bundle
 
     async def list(self, *, requested: int = 0, page_token: str = "") -> RevisionPage:
@@ -123,18 +130,13 @@ class Revisions:
         size = page_size(requested)
         query = _select().order_by(revisions.c.proposed_at.desc(), revisions.c.digest.desc()).limit(size + 1)
         if page_token:
-            micros, digest = decode_page_token(page_token, int, str)
-            at = from_micros(int(micros))
-            query = query.where(
-                or_(
-                    revisions.c.proposed_at < at,
-                    and_(revisions.c.proposed_at == at, revisions.c.digest < digest),
-                )
-            )
+            last = decode_page_token(page_token, _DIGEST)
+            at = select(revisions.c.proposed_at).where(revisions.c.digest == last).scalar_subquery()
+            query = query.where(tuple_(revisions.c.proposed_at, revisions.c.digest) < tuple_(at, last))
         async with self._records.read() as connection:
             found = [_to_revision(row) for row in await connection.execute(query)]
         more = len(found) > size
-        token = encode_page_token(to_micros(found[size - 1].proposed_at), found[size - 1].digest) if more else ""
+        token = encode_page_token(found[size - 1].digest) if more else ""
         return RevisionPage(revisions=tuple(found[:size]), next_page_token=token)
 
     async def active(self) -> Activation | None:
@@ -247,7 +249,9 @@ def _select() -> Select[Any]:
 
 
 async def _read(connection: AsyncConnection, digest: str) -> Revision:
-    row = (await connection.execute(_select().where(revisions.c.digest == digest))).one_or_none()
+    row = None
+    if _DIGEST.fullmatch(digest):
+        row = (await connection.execute(_select().where(revisions.c.digest == digest))).one_or_none()
     if row is None:
         raise NotFound("no such revision")
     return _to_revision(row)

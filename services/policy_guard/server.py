@@ -12,7 +12,7 @@ from services.policy_guard.budgets import Budgets
 from services.policy_guard.bundle import Bundle
 from services.policy_guard.config import PolicyGuardSettings
 from services.policy_guard.decisions import DecisionSigner
-from services.policy_guard.engines import EngineSettings, choose_engine
+from services.policy_guard.engines import choose_engine
 from services.policy_guard.enrolment import Enrolment
 from services.policy_guard.guard_service import GuardService, LocalGuard
 from services.policy_guard.identity_service import IdentityService
@@ -59,7 +59,7 @@ async def compose(settings: PolicyGuardSettings) -> AsyncIterator[Server]:
         audit_channel = Channel(settings.audit, tls, service="audit")
         stack.push_async_callback(audit_channel.close)
         audit = AuditClient(audit_channel, timeout=settings.audit.timeout_seconds)
-        engine = choose_engine(EngineSettings(engine=settings.engine, opa_binary=settings.opa_binary))
+        engine = choose_engine(engine=settings.engine, opa_binary=settings.opa_binary)
         stack.push_async_callback(engine.close)
         signer = DecisionSigner(SigningKey.load(settings.decision_key, name="policy-guard/decision"), clock=now)
         acknowledgements = Acknowledgements(records, clock=now)

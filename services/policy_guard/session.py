@@ -12,7 +12,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.policy_guard.budgets import Budgets, Claim
+from services.policy_guard.budgets import Budgets
+from services.policy_guard.claim import Claim
 from services.policy_guard.facts import PromptFinding
 from services.policy_guard.result import ContentAction, InferenceObligations, PolicyResult, ReleaseMode
 from shared.errors import GuardUnavailable

@@ -142,11 +142,11 @@ class SharedBudgets:
                 await connection.execute(_LOCK)
                 if forget:
                     await forget_rows(connection, now)
-                ledger = await _load(connection, wanted, now)
+                ledger = await _load(connection, wanted)
                 outcomes = [_apply(operation, ledger, now) for operation in wanted]
                 await write_changes(connection, ledger, ledger.take_changes())
-        except RecordsUnavailable as error:
-            _logger.error("budget_group_failed", error=type(error.__cause__).__name__)
+        except Exception as error:  # noqa: BLE001 - whatever it is, every waiter is told and the next group starts afresh
+            _logger.error("budget_group_failed", operations=len(wanted), error=type(error).__name__)
             for operation in wanted:
                 _refuse(operation)
             return
@@ -161,7 +161,7 @@ class SharedBudgets:
                 operation.done.set_result(outcome)
 
 
-async def _load(connection: AsyncConnection, operations: Sequence[_Operation], now: int) -> Ledger:
+async def _load(connection: AsyncConnection, operations: Sequence[_Operation]) -> Ledger:
     """Return as much of the ledger as `operations` touch."""
     held = await read_reservations(connection, {operation.call_id for operation in operations})
     keys = {key for operation in operations for key in operation.counters}
@@ -170,7 +170,7 @@ async def _load(connection: AsyncConnection, operations: Sequence[_Operation], n
     return Ledger(
         counters=await read_counters(connection, keys) if keys else {},
         reservations=held,
-        requests=await read_requests(connection, requests, now) if requests else set(),
+        requests=await read_requests(connection, requests) if requests else {},
     )
 
 

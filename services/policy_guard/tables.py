@@ -125,7 +125,7 @@ guesses = Table(
 counters = Table(
     "counters",
     metadata,
-    Column("key", String(1024), primary_key=True),
+    Column("key", String(64), primary_key=True),
     Column("window", BigInteger, nullable=False),  # microseconds
     Column("slots", JSON, nullable=False),  # slot number -> units
     Column("forget_at", Instant, nullable=False),

@@ -81,7 +81,7 @@ class Users:
         size = page_size(requested)
         query = _select().order_by(users.c.subject).limit(size + 1)
         if page_token:
-            query = query.where(users.c.subject > decode_page_token(page_token, str)[0])
+            query = query.where(users.c.subject > decode_page_token(page_token, _SUBJECT))
         async with self._records.read() as connection:
             found = [_to_user(row) for row in await connection.execute(query)]
         token = encode_page_token(found[size - 1].subject) if len(found) > size else ""

@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 import structlog
 import torch
 
 from services.model_server.backends import Abilities, Binding, Finish, GenerationRequest, Piece, check_request
 from services.model_server.backends.admission import Admission
+from services.model_server.backends.deadline import expiring
 from services.model_server.backends.engine import (
     RETRY_AFTER,
     Engine,
@@ -125,14 +126,14 @@ class TorchBackend:
         check_request(request, self.abilities)
         stops = StopScanner(request.stop)
         deadline = asyncio.get_running_loop().time() + request.timeout
-        async with _deadline(deadline):
+        async with expiring(deadline):
             prompt = await self._encode(request.messages)
         length = len(prompt) + request.max_new_tokens
         if length > self.abilities.max_context:
             raise errors.InvalidArgument("prompt and new tokens exceed the context", field="max_new_tokens")
         answer = _Answer(self._loaded(), stops)
         async with contextlib.AsyncExitStack() as held:
-            async with _deadline(deadline):
+            async with expiring(deadline):
                 await held.enter_async_context(self._admission.hold(math.ceil(length / self._settings.page_tokens)))
             engine = self._engine
             if engine is None or self._hung:
@@ -140,7 +141,7 @@ class TorchBackend:
             running = held.enter_context(engine.submit(prompt, request, expires_at=deadline))
             piece: Piece | None = None
             while piece is None or piece.finish is None:
-                async with _deadline(deadline):
+                async with expiring(deadline):
                     await running.changed.wait()
                 running.changed.clear()
                 if running.failed:
@@ -226,13 +227,3 @@ class _Answer:
             return None
         tokens, self._reported = self._seen - self._reported, self._seen
         return Piece(text=text, tokens=tokens, finish=finish)
-
-
-@contextlib.asynccontextmanager
-async def _deadline(when: float) -> AsyncIterator[None]:
-    """Turn the event loop's time `when` into `DeadlineExceeded` for whatever the block awaits."""
-    try:
-        async with asyncio.timeout_at(when):
-            yield
-    except TimeoutError:
-        raise errors.DeadlineExceeded("the answer was not complete in time") from None

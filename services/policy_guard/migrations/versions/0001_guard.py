@@ -62,7 +62,7 @@ def upgrade() -> None:
     op.create_index("ix_guesses_last_at", "guesses", ["last_at"])
     op.create_table(
         "counters",
-        sa.Column("key", sa.String(1024)),
+        sa.Column("key", sa.String(64)),
         sa.Column("window", sa.BigInteger, nullable=False),
         sa.Column("slots", sa.JSON, nullable=False),
         sa.Column("forget_at", sa.BigInteger, nullable=False),

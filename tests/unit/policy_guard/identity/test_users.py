@@ -112,11 +112,9 @@ async def test_recovery_voids_a_code_that_was_issued_before(identity: Identity) 
 async def test_bootstrap_makes_two_administrators_once(identity: Identity) -> None:
     codes = await identity.users.bootstrap(ADMINS, tenant="acme", roles=["administrator"])
     assert tuple(code.subject for code in codes) == ADMINS
-    for _ in range(2):
-        with pytest.raises(AlreadyBootstrapped):
-            await identity.users.bootstrap(("eve", "mallory"), tenant="acme", roles=["administrator"])
-        await identity.enrol(ADMINS[0], codes[0].code)
-        break
+    with pytest.raises(AlreadyBootstrapped):
+        await identity.users.bootstrap(("eve", "mallory"), tenant="acme", roles=["administrator"])
+    await identity.enrol(ADMINS[0], codes[0].code)
     identity.clock.advance(days=30)
     with pytest.raises(AlreadyBootstrapped):
         await identity.users.bootstrap(("eve", "mallory"), tenant="acme", roles=["administrator"])

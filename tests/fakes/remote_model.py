@@ -1,0 +1,105 @@
+"""A model server double: speaks the chat completions stream of vLLM and TGI, and every fault a test asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+MODEL = "tiny-remote"
+TEXT = ("Paris ", "is the ", "capital of ", "France.")
+
+
+def chunk(content: object = None, *, finish: object = None, model: object = MODEL, **more: Any) -> dict[str, Any]:
+    """Return one event of a chat completions stream."""
+    choices = [{"index": 0, "delta": {"role": "assistant", "content": content}, "finish_reason": finish}]
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": model,
+        "system_fingerprint": "test",
+        "choices": choices,
+    } | more
+
+
+def usage(tokens: object = 7) -> dict[str, Any]:
+    """Return the last event, which states the usage."""
+    return chunk(choices=[], usage={"prompt_tokens": 9, "completion_tokens": tokens, "total_tokens": 16})
+
+
+GOOD: tuple[object, ...] = (*map(chunk, TEXT), chunk("", finish="stop"), usage(), "[DONE]")
+
+
+@dataclass
+class RemoteModel:
+    """What the server sends, and what it was sent.
+
+    An event is a JSON value or raw text; `None` breaks the connection; an `asyncio.Event` holds the stream up.
+    """
+
+    events: tuple[object, ...] = GOOD
+    status: int = 200
+    location: str | None = None
+    served: str = MODEL
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    disconnected: asyncio.Event = field(default_factory=asyncio.Event)
+    url: str = ""
+
+    @contextlib.asynccontextmanager
+    async def running(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[RemoteModel]:
+        """Serve on a free port of the loopback for the length of the block."""
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self._complete)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/info", self._info)
+        runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
+        await site.start()
+        port = runner.addresses[0][1]
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+        try:
+            yield self
+        finally:
+            await runner.cleanup()
+
+    async def _models(self, request: web.Request) -> web.Response:
+        return web.json_response(
+            {"object": "list", "data": [{"id": self.served, "object": "model", "created": 1, "owned_by": "x"}]}
+        )
+
+    async def _info(self, request: web.Request) -> web.Response:
+        return web.json_response({"model_id": self.served})
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(await request.json())
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
+        if self.status != 200:
+            headers = {"Location": self.location} if self.location else {}
+            return web.json_response({"error": {"message": "secret"}}, status=self.status, headers=headers)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        try:
+            await response.prepare(request)
+            for event in self.events:
+                if event is None:
+                    assert request.transport is not None
+                    request.transport.abort()
+                    return response
+                if isinstance(event, asyncio.Event):
+                    await event.wait()
+                    continue
+                data = event if isinstance(event, str) else json.dumps(event)
+                await response.write(f"data: {data}\n\n".encode())
+            await response.write_eof()
+        except (asyncio.CancelledError, ConnectionError):
+            self.disconnected.set()
+            raise
+        return response
