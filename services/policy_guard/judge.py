@@ -58,8 +58,8 @@ class Judge:
     @property
     def topics(self) -> Mapping[str, list[str]]:
         """The deny-list terms of the revision in force, by topic."""
-        found = self._data["bastide"].get("topics", {})
-        return {name: list(topic["terms"]) for name, topic in found.items()}
+        found: Mapping[str, list[str]] = self._data["bastide"]["topics"].get("terms", {})
+        return found
 
     async def acknowledged(self, principal: Principal) -> str | None:
         """Return the acceptable-use policy that a person accepted; a backend's owner did so in policy data."""

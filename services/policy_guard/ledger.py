@@ -86,10 +86,6 @@ class Changes:
     reservations: frozenset[str]
     requests: dict[bytes, int]
 
-    def __bool__(self) -> bool:
-        """Whether there is anything to write."""
-        return bool(self.counters or self.reservations or self.requests)
-
 
 @dataclass(kw_only=True)
 class Ledger:

@@ -85,8 +85,14 @@ class OpaEvaluator:
         process: Process | None = None
         try:
             async with asyncio.timeout_at(deadline):
-                process = await self._supervisor.process()
-                reply = await self._client.query_rule(dict(document), package, rule, query_params=_QUERY)
+                while True:
+                    process = await self._supervisor.process()
+                    try:
+                        reply = await self._client.query_rule(dict(document), package, rule, query_params=_QUERY)
+                        break
+                    except aiohttp.ClientConnectorError:
+                        # Nothing was sent: OPA has just died, and the supervisor is about to notice.
+                        await asyncio.sleep(_HEALTH_INTERVAL)
         except TimeoutError:
             self._suspect(process)
             raise errors.GuardUnavailable("OPA gave no answer in time") from None

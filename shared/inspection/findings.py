@@ -31,8 +31,9 @@ class Finding:
 
     @property
     def category(self) -> str:
-        """PERSONAL, SECRET, INJECTION, TOPIC, CONTROL or HOLD: the kind up to its first underscore."""
-        return self.kind.partition("_")[0]
+        """PERSONAL or SECRET for the kinds that begin so, else the kind itself."""
+        prefix = self.kind.partition("_")[0]
+        return prefix if prefix in ("PERSONAL", "SECRET") else self.kind
 
 
 HOLD_BACK = "HOLD_BACK"

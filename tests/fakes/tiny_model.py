@@ -1,4 +1,4 @@
-"""A tiny random Llama with a real tokenizer and chat template: the same bytes each time, built in a second."""
+"""A tiny random model with a real tokenizer and chat template: the same bytes each time, built in a second."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared.objects import ArtifactRef
 
@@ -46,16 +46,17 @@ def tiny_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def build_tiny_model(directory: Path, *, seed: int = 0) -> Path:
-    """Write the model to `directory` as a safetensors checkpoint (float32, about 200,000 parameters)."""
+def build_tiny_model(directory: Path, *, seed: int = 0, family: str = "Llama") -> Path:
+    """Write a model of the `family` to `directory` as a safetensors checkpoint (float32, some 100,000 parameters)."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = tiny_tokenizer()
-    config = LlamaConfig(
+    config = getattr(transformers, f"{family}Config")(
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=16,
         vocab_size=tokenizer.get_vocab_size() + 8,
         max_position_embeddings=512,
         tie_word_embeddings=True,
@@ -65,7 +66,7 @@ def build_tiny_model(directory: Path, *, seed: int = 0) -> Path:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        LlamaForCausalLM(config).save_pretrained(directory)
+        getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(directory)
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text(
         json.dumps({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": TEMPLATE})

@@ -165,11 +165,12 @@ class Engine:
 def working_bytes(config: PretrainedConfig, dtype: torch.dtype, settings: TorchSettings) -> int:
     """Return about what the cache and one step take beside the weights."""
     heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads  # not every architecture states it
     cached = settings.pages * settings.page_tokens
-    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * dtype.itemsize
     cache = token * (cached + 2 * settings.page_tokens)  # two pages are padding
     attention = settings.batch_tokens * cached * (4 * heads + 2 * dtype.itemsize)  # scores and mask
-    gathered = 2 * cached * heads * config.head_dim * dtype.itemsize
+    gathered = 2 * cached * heads * head * dtype.itemsize
     hidden = 4 * settings.batch_tokens * (8 * config.hidden_size + 4 * config.intermediate_size)
     logits = 6 * 4 * settings.max_running * config.vocab_size  # sampling sorts and masks copies
     return int(cache + attention + gathered + hidden + logits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ import torch
 from services.model_server.backends import Binding, Finish, GenerationRequest, Piece
 from services.model_server.backends.engine import TorchSettings
 from services.model_server.backends.torch import InsufficientMemory, TorchBackend
-from services.model_server.importer import LoadedModel
+from services.model_server.importer import LoadedModel, import_model, load_model
 from services.model_server.template import Message
 from services.model_server.vocabulary import Detokenizer
 from shared import errors
+from tests.fakes.tiny_model import MemoryObjects, build_tiny_model
 from tests.unit.model_server.backends.conftest import Clock, OpenBackend, Steps
 
 PROMPTS = ["the quick brown fox", "audit record", "Paris", "policy guard <|im_end|>", "日本語 🙂"]
@@ -58,6 +60,31 @@ async def test_greedy_answers_are_those_of_plain_generate(loaded: LoadedModel, o
             assert sum(piece.tokens for piece in pieces) == tokens
             assert [piece.finish for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
             assert pieces[-1].finish is (Finish.LENGTH if tokens == 24 else Finish.STOP)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+async def test_every_accepted_architecture_is_served(family: str, tmp_path: Path) -> None:
+    objects = MemoryObjects()
+    imported = import_model(
+        build_tiny_model(tmp_path / "model", family=family),
+        writer=objects,
+        prefix="tiny",
+        name="test:tiny",
+        version="1",
+        declared_license="Apache-2.0",
+    )
+    backend = TorchBackend(
+        load=lambda: load_model(imported, objects),
+        weight_bytes=imported.weight_bytes,
+        settings=TorchSettings(memory_bytes=1 << 30, threads=1),
+    )
+    await backend.start()
+    try:
+        answers = await asyncio.gather(*(collect(backend, ask(prompt)) for prompt in PROMPTS))
+    finally:
+        await backend.close()
+    model = load_model(imported, objects)
+    assert [text(answer) for answer in answers] == [reference(model, prompt)[0] for prompt in PROMPTS]
 
 
 async def test_concurrent_answers_do_not_mix(loaded: LoadedModel, open_backend: OpenBackend) -> None:

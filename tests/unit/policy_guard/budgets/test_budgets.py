@@ -319,6 +319,33 @@ async def test_a_store_that_fails_refuses_claims_and_loses_no_count(stores: Stor
             assert await room(budgets, tokens(100)) == 100 - 10 * granted
 
 
+class Watched(Records):
+    """A record store that tells when a transaction has been committed."""
+
+    committed: asyncio.Event
+
+    @contextlib.asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        async with super().write() as connection:
+            yield connection
+        self.committed.set()
+
+
+async def test_a_store_that_has_caught_up_is_trusted_again(sqlite_stores: Stores, clock: Clock) -> None:
+    url = await asyncio.to_thread(sqlite_stores.new, SCRIPTS)
+    async with Watched(url) as records, LocalBudgets(records, clock=clock, max_lag=0.0) as budgets:
+        records.committed = asyncio.Event()
+        asked = claim(tokens(100))
+        await budgets.reserve(asked)
+        for step in (lambda: budgets.settle(asked.call_id, 1), lambda: budgets.settle(asked.call_id, 1)):
+            await records.committed.wait()
+            records.committed.clear()
+            await step()
+        await records.committed.wait()
+        await asyncio.to_thread(lambda: None)
+        assert await room(budgets, tokens(100)) == 99
+
+
 @pytest.mark.parametrize("wrong", [{"call_id": ""}, {"call_id": "a\x00"}, {"new": 0}, {"lease": dt.timedelta(0)}])
 def test_a_claim_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument):
