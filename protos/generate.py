@@ -49,7 +49,7 @@ def main() -> None:
             f"--mypy_out={target}", f"--mypy_grpc_out={target}", *sources,
         )  # fmt: skip
     packages = {path.parent for path in (target / "bastide").rglob("*_pb2.py")}
-    for package in sorted(packages | {parent for package in packages for parent in package.parents}):
+    for package in sorted(packages | {parent for found in packages for parent in found.parents}):
         if package.is_relative_to(target / "bastide"):
             (package / "__init__.py").touch()
     (target / "bastide" / "py.typed").touch()

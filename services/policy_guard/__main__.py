@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import sys
 
+from services.policy_guard import commands
 from services.policy_guard.administration import bootstrap
 from services.policy_guard.config import PolicyGuardSettings
 from services.policy_guard.migrations import SCRIPTS
 from services.policy_guard.server import serve
 from shared.rpc.main import main
 
+# These judge a folder of policies and need no configured guard.
+_WITHOUT_SETTINGS = {"check": commands.check, "test": commands.test, "eval": commands.evaluate, "pack": commands.pack}
+
 if __name__ == "__main__":
-    sys.exit(main("policy_guard", PolicyGuardSettings, serve, migrations=SCRIPTS, commands={"bootstrap": bootstrap}))
+    if len(sys.argv) > 1 and sys.argv[1] in _WITHOUT_SETTINGS:
+        sys.exit(_WITHOUT_SETTINGS[sys.argv[1]](None, sys.argv[2:]))
+    sys.exit(
+        main(
+            "policy_guard",
+            PolicyGuardSettings,
+            serve,
+            migrations=SCRIPTS,
+            commands={"bootstrap": bootstrap, "recover": commands.recover, **_WITHOUT_SETTINGS},
+        )
+    )

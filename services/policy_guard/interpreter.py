@@ -24,7 +24,7 @@ _MALFORMED = (RuntimeError, ValueError, TypeError)
 
 
 def evaluator(setup: bytes) -> Callable[[bytes], bytes]:
-    """Load `{"modules", "data", "warm"}`, `warm` being any rule; answer each `{"rule", "input"}` with its JSON value."""
+    """Load `{"modules", "data", "warm"}`, `warm` being any rule; answer each `{"rule", "input"}` with its JSON."""
     bundle = json.loads(setup)
     loaded = _engine(bundle["modules"], bundle["data"])
     loaded.set_input_json("{}")

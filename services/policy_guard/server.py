@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import functools
+import hashlib
 from collections.abc import AsyncIterator, Mapping
 
+from bastide.audit.v1 import record_pb2
 from services.policy_guard import methods
 from services.policy_guard.acknowledgements import Acknowledgements
 from services.policy_guard.budgets import Budgets
@@ -29,7 +32,7 @@ from services.policy_guard.throttle import Throttle
 from services.policy_guard.token_issuer import TokenIssuer
 from services.policy_guard.totp import SecondFactors
 from services.policy_guard.users import Users
-from shared.audit import AuditClient
+from shared.audit import AuditClient, AuditLog, record_of
 from shared.identity.tokens import TokenVerifier
 from shared.inspection.scanner import Scanner
 from shared.keys import FileKeyProvider, SigningKey
@@ -119,9 +122,28 @@ async def compose(settings: PolicyGuardSettings) -> AsyncIterator[Server]:
             problems=problems,
             owned=Owned(),
         )
+        await stack.enter_async_context(
+            repeating(functools.partial(_record_recoveries, revisions, audit), seconds=60.0, name="record-recoveries")
+        )
         # Another replica, or an offline recovery, may change what is in force.
         await stack.enter_async_context(repeating(lifecycle.follow, seconds=2.0, name="follow-policy"))
         yield server
+
+
+async def _record_recoveries(revisions: Revisions, audit: AuditLog) -> None:
+    """Enter offline recoveries in the log. The record's id is the activation's, so that repeating it changes nothing."""
+    for recovery in await revisions.recoveries():
+        record = record_of(
+            record_pb2.RECORD_KIND_SYSTEM,
+            call_id=f"recovery-{recovery.number}",
+            method="-",
+            action="policy_guard.policy.recover",
+            resource=f"revisions/{recovery.digest}",
+        )
+        record.record_id = f"policy-recovery-{recovery.number}"
+        record.occurred_at.FromDatetime(recovery.activated_at)
+        record.facts["by"] = hashlib.sha256(recovery.activator.encode()).hexdigest()
+        await audit.append([record])
 
 
 class _Scanners:

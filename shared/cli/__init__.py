@@ -1,1 +1,6 @@
-"""The `bastide` command."""
+"""The `bastide` command: one folder (`--home`) with its certificates and tokens, three services, six groups of verbs."""
+
+import os
+
+# What the transport has to say reaches people as one panel, not as log lines of the library. Read at import of grpc.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")

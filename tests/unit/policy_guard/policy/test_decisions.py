@@ -11,6 +11,7 @@ import pytest_asyncio
 from services.policy_guard.engine import PolicyEngine
 from services.policy_guard.result import Effect, Question
 from services.policy_guard.validation import malformed
+from shared.inspection.patterns import KINDS
 from tests.unit.policy_guard.policy.conftest import DEFAULT, make_engine, merged, soon, vectors
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -104,3 +105,10 @@ async def test_shared_parts_of_the_input_schemas_are_the_same() -> None:
     access, inference = (DEFAULT.data["schemas"][name]["properties"] for name in ("access", "inference"))
     for part in ("time", "principal", "workload", "method"):
         assert access[part] == inference[part]
+
+
+async def test_every_kind_that_detectors_report_has_an_action_or_is_judged() -> None:
+    content = DEFAULT.data["bastide"]["content"]
+    known = {kind for kinds in content["kinds"].values() for kind in kinds}
+    assert set(KINDS) - known == {"TOPIC"}
+    assert "TOPIC" in content["input"]["categories"]

@@ -60,9 +60,7 @@ async def test_a_hung_child_ends_in_an_error_is_killed_and_replaced(worker: Work
 
 
 @pytest.mark.parametrize("command", [b"die", b"exit"])
-async def test_a_crashed_child_ends_in_an_error_at_once_and_is_replaced(
-    worker: Worker, command: bytes
-) -> None:
+async def test_a_crashed_child_ends_in_an_error_at_once_and_is_replaced(worker: Worker, command: bytes) -> None:
     first = await pid_of(worker)
     with pytest.raises(ChildUnavailable):
         await worker.call(command, deadline=soon(3600))
@@ -103,9 +101,7 @@ async def test_memory_over_the_limit_fails_the_call(worker: Worker) -> None:
         await worker.call(b"allocate %d" % (2 << 30), deadline=soon())
 
 
-async def test_the_child_sees_none_of_the_parents_environment(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_child_sees_none_of_the_parents_environment(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BASTIDE_SECRET", "x")
     async with Worker(TARGET) as other:
         names = (await other.call(b"environment", deadline=soon())).decode().split()
