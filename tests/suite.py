@@ -7,7 +7,11 @@ import contextlib
 import dataclasses
 import os
 import socket
+import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,10 +82,9 @@ class Suite:
         self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
         self._steps: dict[str, float] = {}
 
-    def settings(self, name: str) -> Any:
-        model = PARTS[name][0]
+    def environ(self, name: str) -> dict[str, str]:
         prefix = f"BASTIDE_{name.replace('-', '_').upper()}"
-        environ = {
+        return {
             f"{prefix}_SERVER__LISTEN": f"127.0.0.1:{self.grpc[name]}",
             f"{prefix}_SERVER__PROBES": f"127.0.0.1:{self.probes[name]}",
             f"{prefix}_SERVER__DRAIN_SECONDS": "1",
@@ -89,7 +92,11 @@ class Suite:
             f"{prefix}_GUARD__ADDRESS": f"127.0.0.1:{self.grpc['policy-guard']}",
             **{f"{prefix}_{key}": value for key, value in self._overrides.get(name, {}).items()},
         }
-        return load(model, file=self.home / name / f"{name}.toml", prefix=prefix, environ=environ).settings
+
+    def settings(self, name: str) -> Any:
+        prefix = f"BASTIDE_{name.replace('-', '_').upper()}"
+        file = self.home / name / f"{name}.toml"
+        return load(PARTS[name][0], file=file, prefix=prefix, environ=self.environ(name)).settings
 
     async def start(self, *names: str) -> None:
         for name in names or PARTS:
@@ -147,9 +154,7 @@ class Suite:
         subjects = ("ada@example.org", "bob@example.org")
         async with Records(self.settings("policy-guard").records) as records:
             codes = await Users(records, clock=now).bootstrap(subjects, tenant="default", roles=("administrator",))
-        first, second = [
-            await self.enrol(subject, code.code) for subject, code in zip(subjects, codes, strict=True)
-        ]
+        first, second = [await self.enrol(subject, code.code) for subject, code in zip(subjects, codes, strict=True)]
         return first, second
 
     async def enrol(self, subject: str, code: str) -> Person:
@@ -235,6 +240,58 @@ class Suite:
             timeout=60,
         )
         return answer.release
+
+
+class ProcessSuite(Suite):
+    """The same suite, each service in a process of its own, as operators run it."""
+
+    def __init__(self, home: Path, *, overrides: Mapping[str, Mapping[str, str]] | None = None) -> None:
+        super().__init__(home, overrides=overrides)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def _command(self, name: str) -> list[str]:
+        package = f"services.{name.replace('-', '_')}"
+        return [sys.executable, "-m", package, "--config", str(self.home / name / f"{name}.toml")]
+
+    async def start(self, *names: str) -> None:
+        for name in names or PARTS:
+            environ = {**os.environ, **self.environ(name)}
+            migration = await asyncio.create_subprocess_exec(
+                *self._command(name), "migrate", env=environ, stdout=subprocess.DEVNULL
+            )
+            assert await migration.wait() == 0
+            with (self.home / f"{name}.log").open("ab") as log:
+                self.processes[name] = subprocess.Popen(self._command(name), env=environ, stderr=log, cwd=ROOT)
+        for name in names or PARTS:
+            await self.ready(name)
+
+    def problems(self, name: str) -> str:
+        """Return what /readyz says is wrong; empty when ready."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.probes[name]}/readyz", timeout=2):
+                return ""
+        except urllib.error.HTTPError as error:
+            return error.read().decode()
+        except OSError:
+            return "not listening"
+
+    async def ready(self, name: str, seconds: float = 120.0) -> None:
+        async with asyncio.timeout(seconds):
+            while await asyncio.to_thread(self.problems, name):
+                assert self.processes[name].poll() is None, f"{name} ended; see {self.home / f'{name}.log'}"
+                await asyncio.sleep(0.2)
+
+    async def stop(self, *names: str) -> None:
+        for name in names or list(reversed(self.processes)):
+            process = self.processes.pop(name)
+            process.terminate()
+            await asyncio.to_thread(process.wait, 60)
+
+    def kill(self, name: str) -> None:
+        """kill -9."""
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
 
 
 @contextlib.asynccontextmanager

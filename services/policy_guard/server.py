@@ -131,7 +131,7 @@ async def compose(settings: PolicyGuardSettings) -> AsyncIterator[Server]:
 
 
 async def _record_recoveries(revisions: Revisions, audit: AuditLog) -> None:
-    """Enter offline recoveries in the log. The record's id is the activation's, so that repeating it changes nothing."""
+    """Enter offline recoveries in the log; the record's id is the activation's, so that repeating changes nothing."""
     for recovery in await revisions.recoveries():
         record = record_of(
             record_pb2.RECORD_KIND_SYSTEM,

@@ -1,4 +1,4 @@
-"""The `bastide` command: one folder (`--home`) with its certificates and tokens, three services, six groups of verbs."""
+"""The `bastide` command: one folder (`--home`) with certificates and tokens, three services, groups of verbs."""
 
 import os
 

@@ -73,9 +73,7 @@ class Home:
         taken = self.path / service / str(server.get("ports_file", "ports"))
         if "0" in ports and taken.is_file():
             ports = tuple(taken.read_text().split())
-        grpc_at, probes_at = (
-            f"{_EVERYWHERE.get(host, host)}:{port}" for host, port in zip(hosts, ports, strict=True)
-        )
+        grpc_at, probes_at = (f"{_EVERYWHERE.get(host, host)}:{port}" for host, port in zip(hosts, ports, strict=True))
         return grpc_at, probes_at
 
     def tls(self, client: str) -> TlsSettings:

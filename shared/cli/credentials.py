@@ -37,8 +37,8 @@ class Credentials:
         """Keep `credential` in place of an older one of the same person, who becomes the default."""
         path = self._path(credential.subject)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        files.create(path, json.dumps(dataclasses.asdict(credential)).encode())
+        with files.locked(self._folder):
+            files.replace(path, json.dumps(dataclasses.asdict(credential)).encode())
 
     def get(self, subject: str = "") -> Credential:
         """Return the token of `subject`, by default of whoever signed in last. Raises Failure when there is none."""

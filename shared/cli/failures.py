@@ -65,9 +65,7 @@ def explain(error: Exception) -> Explanation | None:
             return _call(error)
         case Failure():
             document = {"reason": "CLIENT", "message": error.message}
-            return Explanation(
-                title=error.title, lines=(error.message,), document=document, exit_code=error.exit_code
-            )
+            return Explanation(title=error.title, lines=(error.message,), document=document, exit_code=error.exit_code)
         case Error():
             document = {"reason": error.reason, "message": error.message}
             return Explanation(title=error.reason, lines=(error.message,), document=document, exit_code=REFUSED)

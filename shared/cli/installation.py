@@ -1,0 +1,97 @@
+"""`bastide init`, `client` and `admin`: what is done once, on the host of the set-up, before anyone can sign in."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from shared.cli import setup
+from shared.cli.connection import DEFAULT_CLIENT, Session
+from shared.cli.failures import Failure
+from shared.cli.tools import run_tool
+
+_MIGRATE_SECONDS = 120.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    clients = typer.Typer(no_args_is_help=True, help="Client certificates: who may connect at all.")
+    clients.command("add")(add_client)
+    admin = typer.Typer(no_args_is_help=True, help="What only someone on the guard's host may do.")
+    admin.command("bootstrap", epilog="Example: bastide admin bootstrap ada@example.org ben@example.org")(bootstrap)
+    app.command("init", epilog="Example: bastide --home /srv/bastide init --client cli --client portal")(init)
+    app.add_typer(clients, name="client")
+    app.add_typer(admin, name="admin")
+
+
+def init(
+    context: typer.Context,
+    base_port: Annotated[
+        int, typer.Option(min=0, max=65_000, help="First of the gRPC ports; probes are 10 above; 0 takes free ones.")
+    ] = setup.BASE_PORT,
+    client: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Client certificate to issue; repeat for more.")
+    ] = None,
+) -> None:
+    """Make certificates, keys, the log's identity and configuration in the folder --home. It must be empty."""
+    session = Session.of(context)
+    home = session.home.path
+    clients = tuple(dict.fromkeys((DEFAULT_CLIENT, *(client or ()))))
+    try:
+        setup.create(home, base_port=base_port, clients=clients)
+    except FileExistsError:
+        raise Failure(f"{home} is not empty; choose another --home", title="init refused") from None
+    document = {"home": str(home.resolve()), "clients": list(clients), "log_key": str(session.home.log_key.resolve())}
+    if session.output.emit(document):
+        return
+    session.output.facts(
+        [
+            ("set-up", str(home)),
+            ("client certificates", ", ".join(clients)),
+            ("public key of the audit log", f"{session.home.log_key} (give it to auditors)"),
+            ("next", "bastide up audit policy-guard, then bastide admin bootstrap SUBJECT SUBJECT"),
+        ]
+    )
+
+
+def add_client(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name of the workload: becomes spiffe://<trust-domain>/client/NAME.")],
+) -> None:
+    """Issue another client certificate."""
+    session = Session.of(context)
+    session.home.configuration("audit")
+    if (session.home.path / "pki" / "clients" / f"{name}.pem").exists():
+        raise Failure(f"there is a client certificate {name!r} already")
+    setup.issue_client(session.home.path, name)
+    if not session.output.emit({"client": name}):
+        session.output.line(f"issued; use it with: bastide --client {name} ...")
+
+
+def bootstrap(
+    context: typer.Context,
+    first: Annotated[str, typer.Argument(metavar="SUBJECT", help="An administrator.")],
+    second: Annotated[str, typer.Argument(metavar="SUBJECT", help="Another one: changes need two people.")],
+) -> None:
+    """Print single-use enrolment codes for the first two administrators. Refused once there is one."""
+    session = Session.of(context)
+    run_tool(session.home, "policy-guard", ["migrate"], seconds=_MIGRATE_SECONDS)
+    finished = run_tool(session.home, "policy-guard", ["bootstrap", first, second], seconds=60.0, check=False)
+    try:
+        document = json.loads(finished.stdout)
+    except ValueError:
+        raise Failure(finished.stderr.strip() or "the guard's tool gave no answer", title="bootstrap failed") from None
+    if "error" in document:
+        raise Failure(document["error"], title=f"bootstrap refused: {document['reason']}")
+    if session.output.emit(document):
+        return
+    session.output.table(
+        "administrator",
+        "enrolment code",
+        "valid until",
+        rows=[(item["subject"], item["code"], item["expires_at"]) for item in document["administrators"]],
+        empty="no codes",
+    )
+    session.output.note("Shown once. Each person: bastide enrol SUBJECT --code CODE")

@@ -1,0 +1,105 @@
+"""The root of the `bastide` command: global options, and the boundary where every failure becomes one panel."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from shared.cli import chat, evidence, installation, logs, models, people, policies, services
+from shared.cli.connection import Home, Session
+from shared.cli.failures import explain
+from shared.cli.render import Output
+
+_FLAG = "--json"
+_EPILOG = """
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 a service is unavailable.
+
+A first morning: bastide init; bastide up audit policy-guard; bastide admin bootstrap ada@example.org ben@example.org;
+bastide enrol ada@example.org --code CODE; bastide login ada@example.org; bastide up; bastide model list.
+"""
+
+
+class Root(TyperGroup):
+    """Takes `--json` anywhere on the line, and shows what a command raises as one panel."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Move `--json` to the front, unless it stands behind `--`."""
+        end = args.index("--") if "--" in args else len(args)
+        head = args[:end]
+        if _FLAG in head:
+            args = [_FLAG, *(item for item in head if item != _FLAG), *args[end:]]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; failures that are foreseen end it with their exit code."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            explanation = explain(error)
+            if explanation is None:
+                raise
+            Output(as_json=_FLAG in sys.argv or bool(ctx.params.get("as_json"))).failure(
+                explanation.title, explanation.lines, explanation.document
+            )
+            raise typer.Exit(explanation.exit_code) from None
+
+
+app = typer.Typer(
+    cls=Root,
+    help="Bastide: guarded inference with proof. One command to set up, run, use and audit the suite.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    home: Annotated[
+        Path, typer.Option(envvar="BASTIDE_HOME", help="Folder of the set-up: certificates, tokens, configuration.")
+    ] = Path(".bastide"),
+    as_json: Annotated[
+        bool, typer.Option(_FLAG, help="Write one JSON document to standard output; allowed anywhere.")
+    ] = False,
+    person: Annotated[
+        str, typer.Option("--as", metavar="NAME", help="Act as this signed-in person. Default: the last to sign in.")
+    ] = "",
+    client: Annotated[
+        str, typer.Option(metavar="NAME", help="Use this client certificate. Default: the token's, else `cli`.")
+    ] = "",
+) -> None:
+    """Gather what every command needs."""
+    context.obj = Session(home=Home(home), output=Output(as_json=as_json), person=person, client=client)
+
+
+installation.register(app)
+services.register(app)
+people.register(app)
+chat.register(app)
+models.register(app)
+policies.register(app)
+audit = logs.register(app)
+evidence.register(audit)
+
+
+def _unforeseen(kind: type[BaseException], error: BaseException, _trace: object) -> None:
+    """Name what nobody foresaw in one line; `BASTIDE_DEBUG=1` shows where it came from."""
+    Output(as_json=_FLAG in sys.argv).failure(
+        "internal error", (f"{kind.__name__}: {error}", "BASTIDE_DEBUG=1 shows where"), {"reason": "INTERNAL"}
+    )
+
+
+def main() -> None:
+    """Run `bastide`."""
+    if not os.environ.get("BASTIDE_DEBUG"):
+        sys.excepthook = _unforeseen
+    app()

