@@ -82,7 +82,7 @@ def _turn(session: Session, call: inference_pb2.InferenceCall, prompt: str, rece
     text, start, end = session.run(_generate(session, call))
     if receipt is not None:
         receipt.write_text(json_format.MessageToJson(end.receipt, preserving_proto_field_name=True) + "\n")
-    if not session.output.emit({"text": text, "call_id": start.call_id, **as_dict(end)}):
+    if not session.output.emit({"text": text, "call_id": start.call_id, "decision_id": start.decision_id, **as_dict(end)}):
         _summarise(session, end)
         if receipt is not None:
             session.output.note(f"receipt: {receipt} (bastide audit receipt verify {receipt})")
@@ -142,9 +142,8 @@ def _counts(findings: Iterable[Any]) -> list[str]:
 
 def _summarise(session: Session, end: inference_pb2.GenerationEnd) -> None:
     note = session.output.note
-    for where, findings in (("prompt", end.prompt_findings), ("answer", end.findings)):
-        if counts := _counts(findings):
-            note(f"{where}: {', '.join(counts)}", style="yellow")
+    if counts := _counts(end.findings):
+        note(f"answer: {', '.join(counts)}", style="yellow")
     reason = name_of(content_pb2.FinishReason, end.finish_reason, "FINISH_REASON_")
     usage = end.usage
     note(f"{end.model_version}; {usage.prompt_tokens} + {usage.completion_tokens} tokens; ended: {reason}")

@@ -96,13 +96,13 @@ def _call(failed: CallFailed) -> Explanation:
         reason, metadata = info.reason, dict(info.metadata)
         message = error.details() or reason
         advice = _ADVICE.get(reason, "")
-    lines = [message]
-    lines += [f"  - {text} ({code})" for code, text in reasons]
+    lines = [f"{text} ({code})" for code, text in reasons] or [message]
     lines += [f"{key}: {value}" for key, value in sorted(metadata.items()) if key != "decision_id"]
     if retry is not None:
         lines.append(f"a retry may succeed after {retry:g} s")
     if decision := metadata.get("decision_id"):
         lines += [f"decision: {decision}", f"evidence: bastide audit receipt get --decision {decision}"]
+    advice = next((_ADVICE[code] for code, _ in reasons if code in _ADVICE), advice)
     if advice:
         lines.append(advice)
     document = {

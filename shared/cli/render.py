@@ -19,6 +19,7 @@ from rich.text import Text
 
 # Wide enough for a decision id beside a method name where no terminal says how wide it is.
 _WIDTH_WITHOUT_TERMINAL = 200
+_WIDTH_OF_PANELS = 100
 
 
 def printable(text: str) -> str:
@@ -103,7 +104,8 @@ class Output:
     def failure(self, title: str, lines: Sequence[str], document: Mapping[str, Any]) -> None:
         """Show one panel on standard error; in JSON mode also `{"error": document}` on standard output."""
         body = Text(printable("\n".join(lines)))
-        self.aside.print(Panel(body, title=Text(printable(title)), title_align="left", border_style="red"))
+        width = min(self.aside.width, _WIDTH_OF_PANELS)
+        self.aside.print(Panel(body, title=Text(printable(title)), title_align="left", border_style="red"), width=width)
         self.emit({"error": dict(document)})
 
 

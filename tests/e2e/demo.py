@@ -172,7 +172,7 @@ class Demo:
 
     async def redacted_inwards(self) -> None:
         with self.scene("An IBAN in the prompt never reaches the model"):
-            prompt = "Say in five words what this is: IBAN DE89 3704 0044 0532 0130 00"
+            prompt = "My IBAN is DE89 3704 0044 0532 0130 00. Please confirm that you have it."
             self.say(f"[dim]uma:[/] {prompt}")
             text, end = await self.ask(prompt, self.people["uma"].metadata, tokens=24)
             self.answer(text)
@@ -183,7 +183,7 @@ class Demo:
 
     async def redacted_outwards(self) -> None:
         with self.scene("An answer that would carry personal data is redacted while it streams"):
-            prompt = "Repeat this sentence exactly: Please write to jane.doe@example.com about it."
+            prompt = "Jane's email is jane.doe@example.com. What is Jane's email?"
             self.say(f"[dim]uma:[/] {prompt}")
             text, end = await self.ask(prompt, self.people["uma"].metadata, tokens=40)
             self.answer(text)
@@ -355,7 +355,7 @@ class Demo:
                 await asyncio.sleep(0.2)
 
     def bastide(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "shared.cli.main", "--home", str(self.home), *arguments]
+        command = [str(Path(sys.executable).parent / "bastide"), "--home", str(self.home), *arguments]
         self.say(f"[dim]$ bastide {' '.join(arguments)}[/]".replace(str(self.home), "…"))
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
