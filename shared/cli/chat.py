@@ -82,7 +82,9 @@ def _turn(session: Session, call: inference_pb2.InferenceCall, prompt: str, rece
     text, start, end = session.run(_generate(session, call))
     if receipt is not None:
         receipt.write_text(json_format.MessageToJson(end.receipt, preserving_proto_field_name=True) + "\n")
-    if not session.output.emit({"text": text, "call_id": start.call_id, "decision_id": start.decision_id, **as_dict(end)}):
+    if not session.output.emit(
+        {"text": text, "call_id": start.call_id, "decision_id": start.decision_id, **as_dict(end)}
+    ):
         _summarise(session, end)
         if receipt is not None:
             session.output.note(f"receipt: {receipt} (bastide audit receipt verify {receipt})")

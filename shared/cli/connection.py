@@ -53,6 +53,11 @@ class Home:
 
     path: Path
 
+    @property
+    def exists(self) -> bool:
+        """Whether a set-up was made here."""
+        return (self.path / "audit" / "audit.toml").is_file()
+
     def configuration(self, service: str) -> Path:
         """Return the service's configuration file. Raises Failure where there is no set-up."""
         path = self.path / service / f"{service}.toml"

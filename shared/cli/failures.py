@@ -18,7 +18,11 @@ USAGE = 2
 UNAVAILABLE = 3
 
 _UNAVAILABLE_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+# By ErrorInfo reason, and by the codes of the default policy's public reasons.
 _ADVICE = {
+    "USE_POLICY_NOT_ACKNOWLEDGED": "read and accept it: bastide use-policy accept",
+    "MFA_REQUIRED": "sign in again with the second factor: bastide login SUBJECT",
+    "SECOND_PERSON_REQUIRED": "another person has to do this",
     "UNAUTHENTICATED": "sign in: bastide login SUBJECT",
     "GUARD_UNAVAILABLE": "see which part is missing: bastide status",
     "AUDIT_UNAVAILABLE": "see which part is missing: bastide status",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -10,9 +9,9 @@ import typer
 from shared.cli import setup
 from shared.cli.connection import DEFAULT_CLIENT, Session
 from shared.cli.failures import Failure
-from shared.cli.tools import run_tool
+from shared.cli.tools import ask_tool, run_tool
 
-_MIGRATE_SECONDS = 120.0
+_SECONDS = 120.0
 
 
 def register(app: typer.Typer) -> None:
@@ -77,14 +76,8 @@ def bootstrap(
 ) -> None:
     """Print single-use enrolment codes for the first two administrators. Refused once there is one."""
     session = Session.of(context)
-    run_tool(session.home, "policy-guard", ["migrate"], seconds=_MIGRATE_SECONDS)
-    finished = run_tool(session.home, "policy-guard", ["bootstrap", first, second], seconds=60.0, check=False)
-    try:
-        document = json.loads(finished.stdout)
-    except ValueError:
-        raise Failure(finished.stderr.strip() or "the guard's tool gave no answer", title="bootstrap failed") from None
-    if "error" in document:
-        raise Failure(document["error"], title=f"bootstrap refused: {document['reason']}")
+    run_tool(session.home, "policy-guard", "migrate", seconds=_SECONDS)
+    document = ask_tool(session.home, "policy-guard", "bootstrap", first, second, seconds=_SECONDS)
     if session.output.emit(document):
         return
     session.output.table(

@@ -102,4 +102,8 @@ def main() -> None:
     """Run `bastide`."""
     if not os.environ.get("BASTIDE_DEBUG"):
         sys.excepthook = _unforeseen
-    app()
+    app(prog_name="bastide")
+
+
+if __name__ == "__main__":
+    main()

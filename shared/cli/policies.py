@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bastide.policy_guard.v1 import policy_pb2
 from shared.cli.connection import POLICY, Session
-from shared.cli.failures import Failure
+from shared.cli.failures import REFUSED, Failure
 from shared.cli.render import moment, name_of
-from shared.cli.tools import pass_through, run_tool
+from shared.cli.tools import ask_tool
 
 # A bundle is checked, tested and probed before it is kept or served.
 _CHECK_SECONDS = 120.0
-_PASS = {"allow_extra_args": True, "ignore_unknown_options": True}
-_OFFLINE = {
-    "check": "Check a folder of policies as the guard would, offline: parse, lint, schema, tests, samples, lifecycle.",
-    "test": "Run the unit tests of a folder of policies, offline.",
-    "eval": "Evaluate policies on an input, offline.",
-    "recover": "On the guard's host, offline: put an earlier revision or the built-in one in force. Leaves a record.",
-}
+_GUARD = "policy-guard"
 
+Directory = Annotated[
+    Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="Folder of policies and their tests.")
+]
 Name = Annotated[str, typer.Argument(metavar="REVISION", help="revisions/<digest>, or the digest.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(no_args_is_help=True, help="The rules, as Rego bundles with two-person activation.")
-    for name, text in _OFFLINE.items():
-        group.command(name, help=text, context_settings=_PASS, epilog=f"Example: bastide policy {name} DIR")(
-            _offline(name)
-        )
+    group.command("check", epilog="Example: bastide policy check ./policies")(check)
+    group.command("test")(test)
+    group.command("eval", epilog="Example: bastide policy eval ./policies access input.json")(evaluate)
+    group.command("recover", epilog="Example: bastide policy recover ./policies --by ada@example.org")(recover)
     group.command("list")(list_revisions)
     group.command("show")(show)
     group.command("propose", epilog="Example: bastide policy propose ./policies --note 'allow drafting'")(propose)
@@ -45,11 +42,54 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="policy")
 
 
-def _offline(name: str) -> Callable[[typer.Context], None]:
-    def command(context: typer.Context) -> None:
-        raise typer.Exit(pass_through(Session.of(context).home, "policy-guard", [name, *context.args]))
+def check(context: typer.Context, directory: Directory) -> None:
+    """Check a folder of policies as a proposal would be, offline: parse, lint, schema, tests, samples, lifecycle."""
+    session = Session.of(context)
+    with session.output.aside.status("checking"):
+        found = _ask_offline(session, "check", str(directory))
+    if not session.output.emit(found):
+        session.output.facts(
+            [("revision", found["revision"]), ("engine", found["engine"]), ("unit tests", str(found["tests"]))]
+        )
+    _end(session, found["problems"], "may be proposed")
 
-    return command
+
+def test(context: typer.Context, directory: Directory) -> None:
+    """Run the unit tests of a folder of policies, offline, with coverage."""
+    session = Session.of(context)
+    with session.output.aside.status("testing"):
+        found = _ask_offline(session, "test", str(directory))
+    if not session.output.emit(found):
+        session.output.facts(
+            [("unit tests", str(len(found["tests"]))), ("lines not covered", "\n".join(map(str, found["uncovered"])))]
+        )
+    _end(session, found["problems"], "all tests pass")
+
+
+def evaluate(
+    context: typer.Context,
+    directory: Directory,
+    question: Annotated[str, typer.Argument(help="access, inference or identity.")],
+    document: Annotated[Path, typer.Argument(metavar="INPUT", exists=True, dir_okay=False, help="JSON input.")],
+) -> None:
+    """Ask a folder of policies one question, offline."""
+    session = Session.of(context)
+    found = _ask_offline(session, "eval", str(directory), question, str(document))
+    if not session.output.emit(found):
+        session.output.line(json.dumps(found, indent=2, ensure_ascii=False))
+
+
+def recover(
+    context: typer.Context,
+    directory: Directory,
+    by: Annotated[str, typer.Option(metavar="NAME", help="Who does this, for the record.")],
+) -> None:
+    """On the guard's host, with the guard down: put a folder of policies in force without a decision. Recorded."""
+    session = Session.of(context)
+    with session.output.aside.status("checking and recovering"):
+        found = ask_tool(session.home, _GUARD, "recover", str(directory), "--by", by, seconds=_CHECK_SECONDS)
+    session.output.emit(found)
+    _end(session, found.get("problems", []), f"{found.get('revision')} is in force; next: bastide up policy-guard")
 
 
 def list_revisions(
@@ -104,14 +144,14 @@ def show(
 
 def propose(
     context: typer.Context,
-    directory: Annotated[Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="Policies and tests.")],
+    directory: Directory,
     note: Annotated[str, typer.Option(help="What changes and why.")] = "",
 ) -> None:
     """Check a folder of policies and keep it as a proposed revision. Another person activates it."""
     session = Session.of(context)
     with tempfile.TemporaryDirectory() as folder, session.output.aside.status("packing and checking"):
         archive = Path(folder) / "bundle.tar.gz"
-        run_tool(session.home, "policy-guard", ["pack", str(directory), str(archive)], seconds=_CHECK_SECONDS)
+        _ask_offline(session, "pack", str(directory), str(archive))
         bundle = archive.read_bytes()
         checked = session.ask(
             POLICY, "ValidatePolicy", policy_pb2.ValidatePolicyRequest(bundle=bundle), seconds=_CHECK_SECONDS
@@ -143,6 +183,21 @@ def rollback(context: typer.Context) -> None:
         response = session.ask(POLICY, "RollbackPolicy", policy_pb2.RollbackPolicyRequest(), seconds=_CHECK_SECONDS)
     if not session.output.emit(response):
         session.output.line(f"{response.revision.name} is in force again")
+
+
+def _ask_offline(session: Session, *arguments: str) -> dict[str, Any]:
+    """Ask the guard's own command; one set-up's settings apply where there is one, and none are needed."""
+    home = session.home if session.home.exists else None
+    return ask_tool(home, _GUARD, *arguments, seconds=_CHECK_SECONDS)
+
+
+def _end(session: Session, problems: list[str], done: str) -> None:
+    """Name the problems and exit with 1, or say that all is well."""
+    for problem in problems:
+        session.output.note(f"problem: {problem}", style="red")
+    if problems:
+        raise typer.Exit(REFUSED)
+    session.output.line(done, style="bold green")
 
 
 def _resource(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import signal
 import time
 from collections.abc import Iterator
 from typing import Annotated
@@ -13,8 +14,8 @@ import typer
 from shared.cli import setup
 from shared.cli.connection import Home, Session
 from shared.cli.failures import UNAVAILABLE, USAGE, Failure
-from shared.cli.supervisor import Process, Readiness, readiness
-from shared.cli.tools import run_tool, tool_command
+from shared.cli.supervisor import Process, Readiness, exclusive, readiness
+from shared.cli.tools import run_tool, serve_command
 
 _MIGRATE_SECONDS = 120.0
 # What a server spends on flushing refusals and closing its stores beyond its drain time, doubled: it drains twice,
@@ -69,10 +70,12 @@ def up(
     session = Session.of(context)
     names = _chosen(services)
     started: list[Process] = []
+    if foreground:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        for name in names:
-            process = _process(session.home, name)
-            _start(session, process, wait, started)
+        with exclusive(session.home.path / "run"):
+            for name in names:
+                _start(session, _process(session.home, name), wait, started)
         if foreground:
             session.output.note("running; Ctrl-C stops them")
             _watch(started)
@@ -88,10 +91,11 @@ def down(context: typer.Context, services: Services = None) -> None:
     """Stop services, the last started first: calls may finish, then what is left is killed."""
     session = Session.of(context)
     outcomes = {}
-    for name in reversed(_chosen(services)):
-        with session.output.aside.status(f"stopping {name}"):
-            outcomes[name] = _process(session.home, name).stop(drain_seconds=_stop_seconds(session.home, name))
-        session.output.line(f"{name}: {outcomes[name]}")
+    with exclusive(session.home.path / "run"):
+        for name in reversed(_chosen(services)):
+            with session.output.aside.status(f"stopping {name}"):
+                outcomes[name] = _process(session.home, name).stop(drain_seconds=_stop_seconds(session.home, name))
+            session.output.line(f"{name}: {outcomes[name]}")
     session.output.emit({"services": outcomes})
 
 
@@ -108,7 +112,7 @@ def _start(session: Session, process: Process, wait: float, started: list[Proces
         if process.pid() is None:
             # Ports that an earlier run took must not be mistaken for this one's.
             (home.path / name / "ports").unlink(missing_ok=True)
-            run_tool(home, name, ["migrate"], seconds=_MIGRATE_SECONDS)
+            run_tool(home, name, "migrate", seconds=_MIGRATE_SECONDS)
             progress.update(f"{name}: starting")
             process.start()
             started.append(process)
@@ -158,7 +162,7 @@ def _chosen(services: list[str] | None) -> tuple[str, ...]:
 
 
 def _process(home: Home, name: str) -> Process:
-    return Process(name, tool_command(home, name), home.path / "run")
+    return Process(name, serve_command(home, name), home.path / "run")
 
 
 def _stop_seconds(home: Home, name: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import http.client
 import json
 import os
@@ -41,8 +42,25 @@ def readiness(address: str) -> Readiness:
         connection.close()
 
 
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the right to start and stop the processes of `folder`. Raises Failure when another command holds it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Failure("another `bastide up` or `down` is at work here", title="not done") from None
+    finally:
+        os.close(descriptor)
+
+
 class Process:
-    """A command that runs at most once, known by `<folder>/<name>.pid`; its output goes to `<folder>/<name>.log`."""
+    """A command that runs at most once, known by `<folder>/<name>.pid`; its output goes to `<folder>/<name>.log`.
+
+    Callers MUST hold `exclusive(folder)` around `start` and `stop`.
+    """
 
     def __init__(self, name: str, command: tuple[str, ...], folder: Path) -> None:
         """Describe it; nothing is started. `command` MUST be the exact argument list it will run with."""
@@ -69,7 +87,6 @@ class Process:
 
     def start(self) -> int:
         """Start it in a session of its own and return its pid. Callers MUST see `pid()` None first."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(descriptor, "ab") as log:
             self._child = subprocess.Popen(

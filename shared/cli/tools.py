@@ -1,37 +1,62 @@
-"""The services' own commands (`python -m services.<name> --config ... <command>`), run as child processes."""
+"""The services' own commands (`python -m services.<name> <command>`), run as child processes."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from shared.cli.connection import Home
 from shared.cli.failures import UNAVAILABLE, Failure
 
-
-def tool_command(home: Home, service: str, arguments: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the command line of a service, without arguments the one that serves."""
-    module = f"services.{service.replace('-', '_')}"
-    return (sys.executable, "-m", module, "--config", str(home.configuration(service)), *arguments)
+_LAST_LINES = 8
 
 
-def run_tool(
-    home: Home, service: str, arguments: Sequence[str], *, seconds: float, check: bool = True
-) -> subprocess.CompletedProcess[str]:
-    """Run a service's command and return its output. With `check`, raises Failure unless it exits with 0."""
+def serve_command(home: Home, service: str) -> tuple[str, ...]:
+    """Return the command line that serves."""
+    return (*_module(service), "--config", str(home.configuration(service)))
+
+
+def run_tool(home: Home, service: str, *arguments: str, seconds: float) -> None:
+    """Run a service's command. Raises Failure with its last words unless it exits with 0."""
+    finished = _run([*serve_command(home, service), *arguments], seconds)
+    if finished.returncode:
+        raise Failure(_last_words(finished), title=f"{service} {arguments[0]} failed ({finished.returncode})")
+
+
+def ask_tool(home: Home | None, service: str, *arguments: str, seconds: float) -> dict[str, Any]:
+    """Run a service's command and return the JSON object it prints; without a home, unconfigured.
+
+    Raises Failure with what the object calls `error`, or with the last words of a command that prints none.
+    """
+    configured = _module(service) if home is None else serve_command(home, service)
+    finished = _run([*configured, *arguments], seconds)
+    # A command without configuration logs to standard output, in lines before its answer.
+    text = finished.stdout[max(0, finished.stdout.find("{")) :]
     try:
-        finished = subprocess.run(
-            tool_command(home, service, arguments), capture_output=True, text=True, timeout=seconds, check=False
-        )
+        document: dict[str, Any] = json.loads(text)
+    except ValueError:
+        raise Failure(_last_words(finished), title=f"{arguments[0]} failed ({finished.returncode})") from None
+    if "error" in document:
+        raise Failure(document["error"], title=f"{arguments[0]} refused: {document.get('reason', '-')}")
+    return document
+
+
+def _module(service: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", f"services.{service.replace('-', '_')}")
+
+
+def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
-        raise Failure(f"{service} {arguments[0]} took longer than {seconds:g} s", exit_code=UNAVAILABLE) from None
-    if check and finished.returncode:
-        last = "\n".join((finished.stderr or finished.stdout).strip().splitlines()[-8:])
-        raise Failure(last or "it says nothing", title=f"{service} {arguments[0]} failed ({finished.returncode})")
-    return finished
+        raise Failure(f"no end after {seconds:g} s", title="took too long", exit_code=UNAVAILABLE) from None
 
 
-def pass_through(home: Home, service: str, arguments: Sequence[str]) -> int:
-    """Run a service's command on this command's own streams and return its exit code."""
-    return subprocess.run(tool_command(home, service, arguments), check=False).returncode
+def _last_words(finished: subprocess.CompletedProcess[str]) -> str:
+    lines = (finished.stderr or finished.stdout).strip().splitlines()
+    if any(line.startswith("Traceback ") for line in lines):
+        return lines[-1]
+    return "\n".join(lines[-_LAST_LINES:]) or "it says nothing"
