@@ -45,7 +45,7 @@ class Root(TyperGroup):
             explanation = explain(error)
             if explanation is None:
                 raise
-            Output(as_json=_FLAG in sys.argv or bool(ctx.params.get("as_json"))).failure(
+            Output(as_json=bool(ctx.params.get("as_json"))).failure(
                 explanation.title, explanation.lines, explanation.document
             )
             raise typer.Exit(explanation.exit_code) from None

@@ -45,6 +45,12 @@ def card(text: str) -> bool:
     return total % 10 == 0
 
 
+def card_span(text: str) -> tuple[int, int] | None:
+    """Return the span of the card number that `text` is, or is but for a last group (a CVV, the year of expiry)."""
+    last_group = max(text.rfind(" "), text.rfind("-"))
+    return next(((0, end) for end in (len(text), last_group) if end > 0 and card(text[:end])), None)
+
+
 def iban_span(text: str) -> tuple[int, int] | None:
     """Return the span of the IBAN that `text` begins with: ISO 13616, its country's length, MOD 97-10."""
     length = _IBAN_LENGTHS.get(text[:2].upper(), 0)

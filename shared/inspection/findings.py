@@ -43,6 +43,4 @@ class Finding:
 
     def moved(self, start: int, end: int) -> Finding:
         """Return the same finding at another span."""
-        return Finding(
-            start=start, end=end, kind=self.kind, detector=self.detector, score=self.score, label=self.label
-        )
+        return Finding(start=start, end=end, kind=self.kind, detector=self.detector, score=self.score, label=self.label)

@@ -1,39 +1,61 @@
 """Text as detectors should read it: without disguises, with a way back to the original offsets.
 
-Every code point is normalised by itself: compatibility decomposition without marks (UAX #15), decimal digits of any
-script, look-alikes (UTS #39), nothing for what cannot be seen (Default_Ignorable_Code_Point). So NFKC's composition,
-which would reach across the end of a chunk, never matters: what it would compose has lost its marks here.
+Every code point is normalised by itself (compatibility decomposition without marks, UAX #15; confusables after UTS #39;
+decimal digits of any script as ASCII; nothing for what cannot be seen). The result therefore does not depend on where a
+text is cut.
 """
 
 from __future__ import annotations
 
 import functools
 import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-# Letters and signs that pass for ASCII in common fonts (a subset of UTS #39 confusables.txt).
-_LOOK_ALIKES = str.maketrans(
-    "аеорсухіјѕԁһԛԝѵгкмтпиАВЕЗІЈКМНОРСТУХЅԌΑΒΕΖΗΙΚΜΝΟΡΤΥΧοανικρτυϲεօսոցıɑɡɪɴʀʏʟᴀᴄᴅᴇᴊᴋᴍᴏᴘᴛᴜᴠᴡᴢƖǀ∣∕⁄⧸‐‑‒–—―−⁃∶։꞉“”„‘’‚´ʹʼ•∙·․",
-    "aeopcyxijsdhqwvrkmtnuABE3IJKMHOPCTYXSGABEZHIKMNOPTYXoavikptuceounqıagINRYLACDEJKMOPTUVWZlll///--------:::\"\"\"''''''.."
-    "..".replace("ı", "i"),
+import regex
+
+# The letters of other scripts that pass for ASCII in common fonts (a subset of UTS #39 confusables.txt).
+_CONFUSABLE = str.maketrans(
+    "аеорсухіјѕԁһԛԝѵАВЕЗІЈКМНОРСТХЅԌΑΒΕΖΗΙΚΜΝΟΡΤΥΧοανικρτυϲⅼıⲟ∕⁄‐‑‒–—―−∶։“”‘’｀´",
+    "aeopcyxijsdhqwvABE3IJKMHOPCTXSGABEZHIKMNOPTYXoavikptuclio//-------::\"\"''''",
 )
-_INVISIBLE_CATEGORIES = frozenset({"Mn", "Me", "Cf"})
-_INVISIBLE = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+_INVISIBLE_CATEGORIES = frozenset({"Mn", "Me", "Cf", "Cc"})
+# Letters and symbols by category, blank on the screen.
+_BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+_PLAIN = regex.compile(r"[\t\n\v\f\r -~]*+")
 
 
 @functools.lru_cache(maxsize=8192)
-def normalise_character(character: str) -> str:
-    """Return what one code point reads as: mostly one character, sometimes none or several."""
-    if character.isascii():
-        return character
-    kept = []
-    for part in unicodedata.normalize("NFKD", character):
-        if part in _INVISIBLE or unicodedata.category(part) in _INVISIBLE_CATEGORIES:
-            continue
-        digit = unicodedata.decimal(part, None)
-        kept.append(part if digit is None else str(digit))
-    return "".join(kept).translate(_LOOK_ALIKES)
+def _normal(character: str) -> str:
+    if character.isspace() and character not in "\x1c\x1d\x1e\x1f":
+        return "\n" if character in "\n\x85\u2028\u2029" else " " if character > "~" else character
+    decomposed = unicodedata.normalize("NFKD", character)
+    return "".join(map(_visible, decomposed)).translate(_CONFUSABLE)
 
 
-def normalise(text: str) -> str:
-    """Return `text` as detectors should read it. A concatenation's normal form is its parts', concatenated."""
-    return text if text.isascii() else "".join(map(normalise_character, text))
+def _visible(character: str) -> str:
+    if unicodedata.category(character) in _INVISIBLE_CATEGORIES or character in _BLANK:
+        return ""
+    digit = unicodedata.decimal(character, None)
+    return character if digit is None else str(digit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalised:
+    """Normalised text and, for each of its characters, the index of the character it came from."""
+
+    text: str
+    origin: Sequence[int]
+
+
+def normalise(text: str) -> Normalised | None:
+    """Return the normalised form, or None where it is the text itself."""
+    if _PLAIN.fullmatch(text):
+        return None
+    parts: list[str] = []
+    origin: list[int] = []
+    for index, character in enumerate(text):
+        normal = character if " " <= character <= "~" else _normal(character)
+        parts.append(normal)
+        origin.extend([index] * len(normal))
+    return Normalised(text="".join(parts), origin=origin)

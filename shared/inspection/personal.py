@@ -83,9 +83,9 @@ PERSONAL: tuple[Rule, ...] = (
         name="card",
         kind="PERSONAL_CARD",
         pattern=rf"{_NUMBER}[0-9]{{4}}(?:[0-9]{{9,15}}"
-        r"|(?:[ -][0-9]{4}){3}(?:[ -][0-9]{1,3})?(?![0-9])|(?:[ -][0-9]{4}){3}|[ -][0-9]{6}[ -][0-9]{4,5})"
+        r"|(?:[ -][0-9]{4}){3}(?:[ -][0-9]{1,3}(?![0-9]))?|[ -][0-9]{6}[ -][0-9]{4,5})"
         rf"{_NUMBER_END}",
-        locate=where(checksums.card),
+        locate=checksums.card_span,
         needs=DIGITS,
     ),
     Rule(
@@ -125,7 +125,7 @@ PERSONAL: tuple[Rule, ...] = (
         kind="PERSONAL_IP",
         pattern=r"(?<![A-Za-z0-9_.])(?<![Vv]ersion )(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9]|\.[0-9])",
         locate=where(checksums.ip_address),
-        needs=(".",),
+        needs=DIGITS,
     ),
     Rule(
         name="ipv6",

@@ -24,7 +24,7 @@ _VENDOR_TOKENS = (
     ("slack-webhook", "SECRET_SLACK_TOKEN", r"hooks\.slack\.com/(?:services|workflows)/[A-Za-z0-9/_-]{20,}+", "hooks.slack.com"),
     ("stripe", "SECRET_STRIPE_KEY", rf"{BEFORE_WORD}(?:[sr]k_(?:live|test)_|whsec_)[A-Za-z0-9]{{16,}}+", "k_live_ k_test_ whsec_"),
     # OpenAI and Anthropic (sk-ant-) among those who begin so.
-    ("sk-key", "SECRET_API_KEY", rf"{_KEY}sk-(?=[A-Za-z_-]{{0,40}}[0-9])[A-Za-z0-9_-]{{20,}}+", "sk-"),
+    ("sk-key", "SECRET_API_KEY", rf"{_KEY}sk-[A-Za-z0-9_-]{{20,}}+", "sk-"),
     ("hugging-face", "SECRET_API_KEY", rf"{BEFORE_WORD}hf_[A-Za-z0-9]{{30,}}+", "hf_"),
     ("npm", "SECRET_API_KEY", rf"{BEFORE_WORD}npm_[A-Za-z0-9]{{36,}}+", "npm_"),
     ("pypi", "SECRET_API_KEY", rf"{_KEY}pypi-[A-Za-z0-9_-]{{50,}}+", "pypi-"),
@@ -36,6 +36,11 @@ _VENDOR_TOKENS = (
 
 _MARKED_VALUE = re.compile(r"[^\s\"'<>,;(){}\[\]]+\Z")
 _URL_PASSWORD = re.compile(r"://[^:@/]*:(.*)@", re.DOTALL)
+
+
+def _generated(candidate: str) -> Span | None:
+    """Take a whole token that holds a digit, which words joined by hyphens do not."""
+    return (0, len(candidate)) if any(map(str.isdigit, candidate)) else None
 
 
 def _password(candidate: str) -> Span | None:
@@ -53,7 +58,7 @@ def _password(candidate: str) -> Span | None:
 
 SECRET: tuple[Rule, ...] = (
     *(
-        Rule(name=name, kind=kind, pattern=pattern, needs=tuple(needs.split()))
+        Rule(name=name, kind=kind, pattern=pattern, locate=_generated, needs=tuple(needs.split()))
         for name, kind, pattern, needs in _VENDOR_TOKENS
     ),
     Rule(

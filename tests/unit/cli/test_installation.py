@@ -1,0 +1,75 @@
+"""`bastide init`, `client add`, and what commands say where there is no set-up or no service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.unit.cli.conftest import Bastide, document
+
+
+def test_init_makes_a_set_up_with_the_clients_that_are_named(bastide: Bastide, tmp_path: Path) -> None:
+    result = bastide("init", "--client", "portal", "--json")
+    assert result.exit_code == 0, result.output
+    assert document(result)["clients"] == ["cli", "portal"]
+    assert (tmp_path / "home" / "pki" / "clients" / "portal.pem").is_file()
+    assert (tmp_path / "home" / "policy-guard" / "policy-guard.toml").is_file()
+
+
+def test_init_refuses_a_folder_that_is_not_empty(bastide: Bastide, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "precious").write_text("mine")
+    result = bastide("init")
+    assert result.exit_code == 1
+    assert "is not empty" in result.stderr
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["precious"]
+
+
+def test_a_client_is_added_once(bastide: Bastide, tmp_path: Path) -> None:
+    bastide("init")
+    assert bastide("client", "add", "batch").exit_code == 0
+    certificate = (tmp_path / "home" / "pki" / "clients" / "batch.pem").read_bytes()
+    again = bastide("client", "add", "batch")
+    assert again.exit_code == 1
+    assert "already" in again.stderr
+    assert (tmp_path / "home" / "pki" / "clients" / "batch.pem").read_bytes() == certificate
+
+
+def test_commands_without_a_set_up_say_how_to_make_one(bastide: Bastide) -> None:
+    result = bastide("status")
+    assert result.exit_code == 1
+    assert "init" in result.stderr
+
+
+def test_commands_without_a_token_say_how_to_sign_in(bastide: Bastide) -> None:
+    bastide("init")
+    result = bastide("--as", "ada@example.org", "audit", "list")
+    assert result.exit_code == 1
+    assert "bastide login ada@example.org" in result.stderr
+
+
+def test_a_service_that_is_down_is_unavailable(bastide: Bastide) -> None:
+    bastide("init", "--base-port", "1")  # privileged ports that nobody listens on
+    result = bastide("audit", "checkpoint", "--json")
+    assert result.exit_code == 3
+    error = document(result)["error"]
+    assert isinstance(error, dict)
+    assert error["reason"] == "UNAVAILABLE"
+    assert "does not answer" in error["message"]
+
+
+def test_status_tells_that_nothing_runs(bastide: Bastide) -> None:
+    bastide("init", "--base-port", "1")
+    result = bastide("status", "--json")
+    assert result.exit_code == 3
+    services = document(result)["services"]
+    assert isinstance(services, list)
+    assert [(item["service"], item["pid"], item["ready"]) for item in services] == [
+        ("audit", None, False),
+        ("policy-guard", None, False),
+        ("model-server", None, False),
+    ]
+
+
+def test_an_unknown_service_is_wrong_usage(bastide: Bastide) -> None:
+    bastide("init")
+    assert bastide("up", "audti").exit_code == 2

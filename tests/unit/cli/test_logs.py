@@ -1,0 +1,49 @@
+"""The published log verified offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared.transparency.note import Signer
+from tests.unit.cli.conftest import Bastide, PublishedLog, document
+
+
+def test_a_published_log_verifies(bastide: Bastide, log: PublishedLog) -> None:
+    result = bastide("audit", "verify", log.directory, "--key", log.key)
+    assert result.exit_code == 0, result.output
+    assert "The log verifies: 5 entries" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["tile/entries/000.p/5", "tile/0/000.p/5", "checkpoint"])
+def test_a_tampered_copy_is_refused_naming_the_file(bastide: Bastide, log: PublishedLog, name: str) -> None:
+    path = log.directory / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    result = bastide("audit", "verify", log.directory, "--key", log.key, "--json")
+    assert result.exit_code == 1
+    assert "does NOT verify" in result.stderr
+    error = document(result)["error"]
+    assert isinstance(error, dict)
+    # An altered entry shows in the tile of its hash, the first file that disagrees.
+    assert ("tile/0/000.p/5" if name.startswith("tile") else name) in error["message"]
+
+
+def test_a_missing_file_is_named(bastide: Bastide, log: PublishedLog) -> None:
+    (log.directory / "tile/entries/000.p/5").unlink()
+    result = bastide("audit", "verify", log.directory, "--key", log.key)
+    assert result.exit_code == 1
+    assert "tile/entries/000.p/5: missing" in result.stderr
+
+
+def test_the_key_of_another_log_is_refused(bastide: Bastide, log: PublishedLog) -> None:
+    log.key.write_text(Signer.generate("bastide.local/audit").verifier.vkey)
+    assert bastide("audit", "verify", log.directory, "--key", log.key).exit_code == 1
+
+
+def test_a_key_that_is_missing_is_named(bastide: Bastide, log: PublishedLog, tmp_path: Path) -> None:
+    result = bastide("audit", "verify", log.directory, "--key", tmp_path / "nowhere")
+    assert result.exit_code == 1
+    assert "nowhere" in result.stderr

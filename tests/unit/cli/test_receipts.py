@@ -1,0 +1,108 @@
+"""Receipts checked offline, whole and tampered with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shared.transparency.commitment import new_salt
+from shared.transparency.note import Signer
+from tests.unit.cli.conftest import ANSWER, PROMPT, Bastide, PublishedLog, document
+
+
+def test_a_receipt_verifies_and_says_what_it_proves(bastide: Bastide, log: PublishedLog, tmp_path: Path) -> None:
+    result = bastide("audit", "receipt", "verify", log.write_receipt(tmp_path / "r.json"), "--key", log.key)
+    assert result.exit_code == 0, result.output
+    for part in ("entry 3 of bastide.local/audit", "completed", "pseudonym 9c013c62", "decision-call-3: allow"):
+        assert part in result.stdout
+    assert "It proves" in result.stdout
+    assert "It does not prove" in result.stdout
+    assert "were not compared" in result.stdout
+
+
+def test_json_goes_anywhere_on_the_line_and_stands_alone(bastide: Bastide, log: PublishedLog, tmp_path: Path) -> None:
+    receipt = log.write_receipt(tmp_path / "r.json")
+    found = document(bastide("audit", "receipt", "verify", receipt, "--key", log.key, "--json"))
+    assert found["verified"] is True
+    assert found["index"] == 3
+    assert found == document(bastide("--json", "audit", "receipt", "verify", receipt, "--key", log.key))
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT + "\n", json.dumps([{"content": PROMPT, "role": "user"}], indent=1)])
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_prompt_and_answer_open_the_commitments(
+    bastide: Bastide, log: PublishedLog, tmp_path: Path, prompt: str, end: str
+) -> None:
+    (tmp_path / "prompt").write_text(prompt)
+    (tmp_path / "answer").write_text(ANSWER + end)
+    opening = ("--prompt", tmp_path / "prompt", "--answer", tmp_path / "answer")
+    receipt = log.write_receipt(tmp_path / "r.json")
+    result = bastide("audit", "receipt", "verify", receipt, "--key", log.key, *opening, "--json")
+    assert document(result)["opened"] == ["prompt", "completion"]
+
+
+@pytest.mark.parametrize(("option", "text"), [("--prompt", PROMPT + "!"), ("--answer", ANSWER[:-1])])
+def test_another_prompt_or_answer_is_refused(
+    bastide: Bastide, log: PublishedLog, tmp_path: Path, option: str, text: str
+) -> None:
+    (tmp_path / "text").write_text(text)
+    receipt = log.write_receipt(tmp_path / "r.json")
+    result = bastide("audit", "receipt", "verify", receipt, "--key", log.key, option, tmp_path / "text")
+    assert result.exit_code == 1
+    assert "is not the one that was recorded" in result.stderr
+    assert "verifies" not in result.stdout
+
+
+def test_a_receipt_without_salts_cannot_open_a_prompt(bastide: Bastide, log: PublishedLog, tmp_path: Path) -> None:
+    del log.receipt.commitments[:]
+    (tmp_path / "text").write_text(PROMPT)
+    receipt = log.write_receipt(tmp_path / "r.json")
+    result = bastide("audit", "receipt", "verify", receipt, "--key", log.key, "--prompt", tmp_path / "text")
+    assert result.exit_code == 1
+    assert "has no salt" in result.stderr
+
+
+def test_a_wrong_leaf_is_refused(bastide: Bastide, log: PublishedLog, tmp_path: Path) -> None:
+    log.receipt.leaf = log.receipt.leaf.replace(b'"OK"', b'"KO"')
+    _refused(bastide, log, tmp_path)
+
+
+def test_another_leaf_of_the_same_log_is_refused(bastide: Bastide, log: PublishedLog, tmp_path: Path) -> None:
+    log.receipt.proof = log.receipt.proof.replace("index 3", "index 2")
+    _refused(bastide, log, tmp_path)
+
+
+@pytest.mark.parametrize("field", ["decision_id", "call_id"])
+def test_ids_beside_the_leaf_must_be_the_leafs(bastide: Bastide, log: PublishedLog, tmp_path: Path, field: str) -> None:
+    setattr(log.receipt, field, "another")
+    _refused(bastide, log, tmp_path)
+
+
+def test_commitments_beside_the_leaf_must_be_the_leafs(bastide: Bastide, log: PublishedLog, tmp_path: Path) -> None:
+    log.receipt.commitments[0].digest = new_salt()
+    _refused(bastide, log, tmp_path)
+
+
+def test_the_key_of_another_log_is_refused(bastide: Bastide, log: PublishedLog, tmp_path: Path) -> None:
+    log.key.write_text(Signer.generate("bastide.local/audit").verifier.vkey)
+    _refused(bastide, log, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"leaf": 7}', '{"unknown": 1}', "\ufffd", "{}"])
+def test_what_is_no_receipt_is_refused_in_one_panel(
+    bastide: Bastide, log: PublishedLog, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "r.json").write_text(text)
+    result = bastide("audit", "receipt", "verify", tmp_path / "r.json", "--key", log.key)
+    assert result.exit_code == 1
+    assert "receipt" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def _refused(bastide: Bastide, log: PublishedLog, tmp_path: Path) -> None:
+    result = bastide("audit", "receipt", "verify", log.write_receipt(tmp_path / "r.json"), "--key", log.key)
+    assert result.exit_code == 1
+    assert "does NOT verify" in result.stderr
+    assert result.stdout == ""
