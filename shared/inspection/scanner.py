@@ -1,29 +1,29 @@
-"""Runs detectors over a text, as it is and normalised, and knows up to where nothing can change any more.
-
-What a text holds is defined place by place: a detector is tried at every offset of each reading, and its candidate
-there depends on the characters around it only. A `Reading` therefore need not see a text at once: each detector goes
-on from the first offset whose candidate more text could still make or change.
-"""
+"""Runs every detector over a text, raw and normalised, and says up to where nothing can change any more."""
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from shared.inspection.control_tokens import CONTROL_TOKENS
-from shared.inspection.encoding import with_encodings
+import regex
+
+from shared.inspection import encoding, patterns
 from shared.inspection.findings import Finding
-from shared.inspection.injection import INJECTION
-from shared.inspection.normalisation import normalise_character
-from shared.inspection.personal import PERSONAL
-from shared.inspection.rules import LOOK_BEHIND, Detector
-from shared.inspection.secret import SECRET
-from shared.inspection.topics import topic_rules
+from shared.inspection.normalisation import Normalised, normalise
+from shared.inspection.patterns import Rule
 
-KINDS: tuple[str, ...] = tuple(
-    sorted({rule.kind for rule in (*PERSONAL, *SECRET, *INJECTION, *CONTROL_TOKENS)} | {"TOPIC"})
-)
-"""Every kind that a scanner can report."""
+_DIGIT = regex.compile(r"\d")
+# No single match may take longer: hostile text must not hold a worker. A timeout fails closed in the caller.
+MATCH_SECONDS = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """Findings in the text, every span that any detector considered, and the offset before which both are final."""
+
+    findings: tuple[Finding, ...]
+    spans: tuple[tuple[int, int], ...]
+    stable: int
 
 
 class Scanner:
@@ -33,132 +33,113 @@ class Scanner:
         self, *, topics: Mapping[str, Sequence[str]] | None = None, control_tokens: bool = True, injection: bool = True
     ) -> None:
         """Detect personal data and secrets always; deny-listed `topics`, control tokens and injections as asked."""
-        self.detectors: tuple[Detector, ...] = with_encodings(
-            (
-                *PERSONAL,
-                *SECRET,
-                *(INJECTION if injection else ()),
-                *(CONTROL_TOKENS if control_tokens else ()),
-                *topic_rules(topics or {}),
-            ),
-            find,
+        self._rules: tuple[Rule, ...] = (
+            *patterns.PERSONAL,
+            *patterns.SECRET,
+            *(patterns.INJECTION if injection else ()),
+            *(patterns.CONTROL if control_tokens else ()),
+            *patterns.topics(topics or {}),
         )
 
     def scan(self, text: str) -> tuple[Finding, ...]:
-        """Return the findings of a whole text by start. Takes time linear in its length; callers bound that."""
-        return find(text, self.detectors)
+        """Return the findings of a whole text, by start. Raises TimeoutError on text made to be slow."""
+        return self.examine(text, begin=0, final=True).findings
+
+    def examine(self, text: str, *, begin: int, final: bool) -> Scan:
+        """Scan `text` from `begin` on; what is before it is seen by look-behinds only.
+
+        Unless `final`, the text may go on: findings are then certain only up to `stable`.
+        """
+        findings: list[Finding] = []
+        spans: list[tuple[int, int]] = []
+        stable = len(text)
+        views: list[tuple[str, Normalised | None]] = [(text, None)]
+        if (normal := normalise(text)) is not None:
+            views.append((normal.text, normal))
+        for view, origin in views:
+            start = begin if origin is None else _position(origin, begin)
+            for rule in self._rules:
+                if not final:
+                    stable = min(stable, _open_start(rule.grow, view, start, origin))
+                for match in self._matches(rule, view, start):
+                    span = match.span() if origin is None else origin.raw_span(*match.span())
+                    spans.append(span)
+                    if rule.valid is None or rule.valid(match.group()):
+                        findings.append(_finding(rule, span))
+        for name, find, grow, decode in encoding.FORMS:
+            if not final:
+                stable = min(stable, _open_start(grow, text, begin, None))
+            for match in find.finditer(text, pos=begin, timeout=MATCH_SECONDS):
+                spans.append(match.span())
+                findings.extend(self._within(name, match.group(), decode, match.span(), depth=1))
+        unique = sorted(set(findings), key=lambda item: (item.start, item.end, item.kind, item.detector))
+        return Scan(findings=tuple(unique), spans=tuple(spans), stable=_settle(stable, spans, len(text), final))
+
+    @staticmethod
+    def _matches(rule: Rule, view: str, start: int) -> Iterator[regex.Match[str]]:
+        if rule.needs and not any(needed in view for needed in rule.needs):
+            return iter(())
+        if rule.needs_digit and _DIGIT.search(view, pos=start) is None:
+            return iter(())
+        return rule.search.finditer(view, pos=start, timeout=MATCH_SECONDS)
+
+    def _within(
+        self, name: str, blob: str, decode: encoding.Decode, span: tuple[int, int], *, depth: int
+    ) -> Iterator[Finding]:
+        """Yield what a blob hides, each finding covering the whole blob: it cannot be edited inside."""
+        plain = encoding.decoded(blob, decode)
+        if plain is None:
+            return
+        hidden = normalise(plain)
+        for rule in self._rules:
+            for view in (plain,) if hidden is None else (plain, hidden.text):
+                if any(rule.valid is None or rule.valid(match.group()) for match in self._matches(rule, view, 0)):
+                    yield Finding(
+                        kind=rule.kind,
+                        detector=f"{name}/{rule.name}",
+                        start=span[0],
+                        end=span[1],
+                        score=rule.score,
+                        label=rule.label,
+                    )
+        if depth < encoding.MAX_DEPTH:
+            for inner, find, _, inner_decode in encoding.FORMS:
+                for match in find.finditer(plain, timeout=MATCH_SECONDS):
+                    yield from self._within(f"{name}/{inner}", match.group(), inner_decode, span, depth=depth + 1)
 
 
-def find(text: str, detectors: Sequence[Detector]) -> tuple[Finding, ...]:
-    """Return what `detectors` find in a whole text, by start."""
-    reading = Reading(detectors)
-    reading.append(text)
-    reading.settle(final=True)
-    return reading.take(len(text))
+def _finding(rule: Rule, span: tuple[int, int]) -> Finding:
+    return Finding(kind=rule.kind, detector=rule.name, start=span[0], end=span[1], score=rule.score, label=rule.label)
 
 
-class Reading:
-    """A text under inspection, of which only what may still matter is kept. Offsets are those of the whole text."""
-
-    def __init__(self, detectors: Sequence[Detector]) -> None:
-        """Begin an empty text."""
-        self._detectors = detectors
-        self._raw = _View(len(detectors))
-        self._normal: _View | None = None
-        self._pending: set[Finding] = set()
-        self.taken = 0
-        self.end = 0
-
-    def append(self, text: str) -> None:
-        """Go on with `text`."""
-        if self._normal is None and not text.isascii():
-            # Up to here both readings are the same, and so is what was made of them.
-            self._normal = self._raw.copy()
-        self._raw.append(text, range(self.end, self.end + len(text)))
-        if self._normal is not None:
-            characters: list[str] = []
-            origins: list[int] = []
-            for index, character in enumerate(text, start=self.end):
-                normal = normalise_character(character)
-                characters.append(normal)
-                origins.extend([index] * len(normal))
-            self._normal.append("".join(characters), origins)
-        self.end += len(text)
-
-    def settle(self, *, final: bool) -> int:
-        """Return the offset before which all findings are known and lie, whatever comes after; the end if `final`."""
-        settled = self.end
-        for view in (self._raw, self._normal):
-            if view is not None:
-                self._pending |= view.advance(self._detectors, final=final)
-                settled = min(settled, view.settled(self.end))
-        for finding in sorted(self._pending, reverse=True):
-            if finding.start < settled < finding.end:
-                settled = finding.start
-        return settled
-
-    def text(self, start: int, end: int) -> str:
-        """Return a part of the text that was not taken yet."""
-        return self._raw.slice(start, end)
-
-    def take(self, settled: int) -> tuple[Finding, ...]:
-        """Return the findings before `settled`, which MUST come from `settle`, and forget the text before it."""
-        taken = tuple(sorted(finding for finding in self._pending if finding.end <= settled))
-        self._pending.difference_update(taken)
-        for view in (self._raw, self._normal):
-            if view is not None:
-                view.forget(settled)
-        self.taken = settled
-        return taken
+def _position(origin: Normalised, raw: int) -> int:
+    """Return the first normalised position that comes from `raw` or later."""
+    low, high = 0, len(origin.origin)
+    while low < high:
+        middle = (low + high) // 2
+        if origin.origin[middle] < raw:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
-class _View:
-    """One reading's characters with the offset that each came from, and how far each detector got."""
+def _open_start(grow: regex.Pattern[str], view: str, start: int, origin: Normalised | None) -> int:
+    """Return where the leftmost match that more text could make or change begins."""
+    match = grow.search(view, pos=start, partial=True, timeout=MATCH_SECONDS)
+    if match is None:
+        return len(view) if origin is None else origin.length
+    return match.start() if origin is None else origin.raw(match.start())
 
-    def __init__(self, detectors: int) -> None:
-        self._text = ""
-        self._origins: list[int] = []
-        self._next = [0] * detectors
 
-    def copy(self) -> _View:
-        view = _View(0)
-        view._text, view._origins, view._next = self._text, list(self._origins), list(self._next)
-        return view
-
-    def append(self, text: str, origins: Sequence[int]) -> None:
-        self._text += text
-        self._origins.extend(origins)
-
-    def advance(self, detectors: Sequence[Detector], *, final: bool) -> set[Finding]:
-        """Run each detector up to where its candidates can still change; return what it found."""
-        text, origins = self._text, self._origins
-        lowered = text.lower()
-        found: set[Finding] = set()
-        for index, detector in enumerate(detectors):
-            limit = len(text)
-            if not final and (growing := detector.grow.search(text, pos=self._next[index], partial=True)) is not None:
-                limit = growing.start()
-            if not detector.needs or any(needed in lowered for needed in detector.needs):
-                match = detector.search.search(text, self._next[index])
-                while match is not None and match.start() < limit:
-                    for finding in detector.judge(match.group()):
-                        start, end = match.start() + finding.start, match.start() + finding.end
-                        found.add(finding.moved(origins[start], origins[end - 1] + 1))
-                    match = detector.search.search(text, match.start() + 1)
-            self._next[index] = limit
-        return found
-
-    def settled(self, end: int) -> int:
-        """Return the original offset before which every detector is done; `end` is where the original text ends."""
-        position = min(self._next, default=len(self._text))
-        return self._origins[position] if position < len(self._origins) else end
-
-    def slice(self, start: int, end: int) -> str:
-        first = bisect.bisect_left(self._origins, start)
-        return self._text[first : first + end - start]
-
-    def forget(self, settled: int) -> None:
-        cut = max(0, bisect.bisect_left(self._origins, settled) - LOOK_BEHIND)
-        self._text = self._text[cut:]
-        del self._origins[:cut]
-        self._next = [position - cut for position in self._next]
+def _settle(stable: int, spans: Sequence[tuple[int, int]], length: int, final: bool) -> int:
+    """Move `stable` before every span that it would cut, and before one that could still see what follows it."""
+    if final:
+        return length
+    changed = True
+    while changed:
+        changed = False
+        for start, end in spans:
+            if start < stable and (end > stable or end > length - patterns.LOOK_AHEAD):
+                stable, changed = start, True
+    return stable

@@ -1,31 +1,28 @@
 """Inspection of a text that arrives in pieces, such that the pieces make no difference.
 
-Everything before the offset that `Reading.settle` names can no longer change, whatever comes: it is edited and
-released. The rest is held. That offset depends on the text so far only, not on how it was cut, and the hold-back
-limit is judged at fixed offsets of the text. One chunk runs through the same steps.
+The text so far is scanned from the last released character on. Everything before `Scan.stable` can no longer change,
+whatever comes: it is edited and released. The rest is held. Two facts make the result independent of how the text is
+cut: the stable offset never lies inside a span that a detector considered, so that scanning from there on finds what
+scanning from the beginning would; and the hold-back limit is judged at fixed offsets of the text only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shared.inspection.findings import HOLD_BACK, Action, Finding
-from shared.inspection.redaction import action_of, edits
-from shared.inspection.rules import Rule, where
-from shared.inspection.scanner import Reading, Scanner
-from shared.inspection.surrogates import SURROGATE_PATTERN, Surrogates
+from shared.inspection.redaction import GROWING_SURROGATE, SURROGATE, Surrogates, groups, replacement
+from shared.inspection.scanner import MATCH_SECONDS, Scanner
 
-_SURROGATE = "SURROGATE"
+# Look-behinds see one character, and the longest of the rules' none beyond a line's start.
+_CONTEXT = 8
 _STEP = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Released:
-    """Text that may go out, the findings in it with what was done about each, and what ended the stream, if it did.
-
-    Findings have the offsets of the text as it was fed.
-    """
+    """Text that may go out, the findings acted on in it, and the finding that ended the stream, if one did."""
 
     text: str
     findings: tuple[tuple[Finding, Action], ...]
@@ -33,7 +30,7 @@ class Released:
 
 
 class StreamInspector:
-    """Inspects one text. To release only when all was inspected (BUFFERED), feed it all and then take `finish`."""
+    """Inspects one text. To release only when all was inspected, feed it all and take `finish`."""
 
     def __init__(
         self,
@@ -44,93 +41,123 @@ class StreamInspector:
         restore: bool = False,
         max_held: int = 8192,
     ) -> None:
-        """Act on findings by `actions`; a kind it lacks cuts, and TOKENISE does as REDACT.
+        """Act on findings by `actions`; a kind it lacks cuts. `restore` puts back what `surrogates` issued.
 
-        `restore` puts back what `surrogates` issued; nothing looks into a surrogate or into what it stands for.
-        Never are more than `max_held` characters held back: a text that would need it is cut.
+        At most `max_held` characters (and one step of 256) are held back; more cuts the stream.
         """
-        if max_held < 8:
-            raise ValueError("max_held is at least 8 characters")
+        self._scanner = scanner
         self._actions = actions
-        self._restore: Callable[[str], str | None] = surrogates.value if surrogates and restore else lambda _: None
-        detectors = scanner.detectors
-        if surrogates is not None:
-            issued = where(lambda text: surrogates.value(text) is not None)
-            rule = Rule(name="surrogate", kind=_SURROGATE, pattern=SURROGATE_PATTERN, locate=issued, needs=(":",))
-            detectors = (*detectors, rule)
-        self._reading = Reading(detectors)
+        self._surrogates = surrogates
+        self._restore = restore
         self._max_held = max_held
-        self._step = min(_STEP, max_held // 8)
+        self._buffer = ""
+        self._begin = 0
+        self._offset = 0
         self._cut: Finding | None = None
-        self._finished = False
 
     def feed(self, chunk: str) -> Released:
         """Take the next piece and return what it makes certain. After a cut nothing is ever released."""
-        if self._finished:
-            raise ValueError("nothing may be fed after the end")
-        released: list[Released] = []
+        text: list[str] = []
+        findings: list[tuple[Finding, Action]] = []
         while chunk and self._cut is None:
-            room = self._step - self._reading.end % self._step
-            self._reading.append(chunk[:room])
-            released.append(self._advance(final=False))
+            arrived = self._offset + len(self._buffer)
+            room = _STEP - arrived % _STEP
+            self._buffer += chunk[:room]
             chunk = chunk[room:]
-        return Released(
-            text="".join(item.text for item in released),
-            findings=tuple(finding for item in released for finding in item.findings),
-            cut=self._cut,
-        )
+            at_step = (self._offset + len(self._buffer)) % _STEP == 0
+            if chunk and not at_step:
+                continue
+            released = self._advance(final=False, judge=at_step)
+            text.append(released.text)
+            findings.extend(released.findings)
+        return Released(text="".join(text), findings=tuple(findings), cut=self._cut)
 
     def finish(self) -> Released:
         """Return the rest; nothing may be fed afterwards."""
-        if self._finished or self._cut is not None:
+        if self._cut is not None:
             return Released(text="", findings=(), cut=self._cut)
-        self._finished = True
-        return self._advance(final=True)
+        return self._advance(final=True, judge=False)
 
-    def _advance(self, *, final: bool) -> Released:
-        # Until this step ends well the stream counts as cut, so that no fault can let a later one release anything.
-        reading = self._reading
-        start = reading.taken
-        self._cut = Finding(start=start, end=reading.end, kind=HOLD_BACK, detector="fault")
-        settled = reading.settle(final=final)
-        text = reading.text(start, settled)
-        released = self._edit(text, reading.take(settled), start)
-        at_step = reading.end % self._step == 0
-        if released.cut is None and not final and at_step and reading.end - settled + self._step > self._max_held:
-            held = Finding(start=settled, end=reading.end, kind=HOLD_BACK, detector="held")
-            released = Released(text=released.text, findings=released.findings, cut=held)
-        self._cut = released.cut
-        return released
-
-    def _edit(self, text: str, found: Sequence[Finding], offset: int) -> Released:
-        surrogates = [finding for finding in found if finding.kind == _SURROGATE]
+    def _advance(self, *, final: bool, judge: bool) -> Released:
+        try:
+            scan = self._scanner.examine(self._buffer, begin=self._begin, final=final)
+            surrogates, open_surrogate = self._issued(final)
+        except TimeoutError:
+            return self._end("", (), Finding(kind=HOLD_BACK, detector="time", start=0, end=0))
+        stable = min(scan.stable, open_surrogate)
+        for start, end in (*scan.spans, *surrogates):
+            if start < stable < end:
+                stable = min(stable, start)
         findings = [
-            finding
-            for finding in found
-            if finding.kind != _SURROGATE
-            and not any(own.start <= finding.start and finding.end <= own.end for own in surrogates)
+            item
+            for item in scan.findings
+            if item.end <= stable and not any(start <= item.start and item.end <= end for start, end in surrogates)
         ]
         parts: list[str] = []
-        position = offset
-        for edit in edits(findings, self._actions):
-            parts.append(self._restored(text, offset, position, edit.start, surrogates))
-            position = edit.end
-            if edit.action is Action.BLOCK:
-                before = [(item, action_of(item, self._actions)) for item in findings if item.end <= edit.start]
-                return Released(text="".join(parts), findings=tuple(before), cut=edit.leading)
-            parts.append(edit.replacement("", None))
-        parts.append(self._restored(text, offset, position, offset + len(text), surrogates))
-        done = tuple((item, action_of(item, self._actions)) for item in findings)
-        return Released(text="".join(parts), findings=done, cut=None)
+        done: list[tuple[Finding, Action]] = []
+        position = self._begin
+        for group in groups(findings, self._actions):
+            if group.action is Action.BLOCK:
+                parts.append(self._plain(position, group.start, surrogates))
+                return self._end("".join(parts), tuple(done), self._shifted(group.leading))
+            done.extend((self._shifted(item), action) for item, action in group.members)
+            if group.action is Action.PASS:
+                continue
+            parts.append(self._plain(position, group.start, surrogates))
+            # What the answer repeats has its own placeholder: it was not this call's to tokenise.
+            parts.append(replacement(group, self._buffer[group.start : group.end], None))
+            position = group.end
+        parts.append(self._plain(position, max(stable, position), surrogates))
+        self._drop(max(stable, position))
+        if judge and len(self._buffer) - self._begin > self._max_held:
+            return self._end("".join(parts), tuple(done), Finding(kind=HOLD_BACK, detector="held", start=0, end=0))
+        return Released(text="".join(parts), findings=tuple(done), cut=None)
 
-    def _restored(self, text: str, offset: int, start: int, end: int, surrogates: Sequence[Finding]) -> str:
-        """Return the text from `start` to `end`, which no finding edits, with the surrogates in it put back."""
+    def _issued(self, final: bool) -> tuple[list[tuple[int, int]], int]:
+        """Return the spans of surrogates of this call in the buffer, and where one may still be arriving."""
+        if self._surrogates is None or not self._restore:
+            return [], len(self._buffer)
+        spans = [
+            match.span()
+            for match in SURROGATE.finditer(self._buffer, pos=self._begin)
+            if self._surrogates.value(match.group()) is not None
+        ]
+        if final:
+            return spans, len(self._buffer)
+        growing = GROWING_SURROGATE.search(self._buffer, pos=self._begin, partial=True, timeout=MATCH_SECONDS)
+        return spans, len(self._buffer) if growing is None else growing.start()
+
+    def _plain(self, start: int, end: int, surrogates: list[tuple[int, int]]) -> str:
+        """Return buffer text that no finding covers, with this call's surrogates put back."""
+        if self._surrogates is None:
+            return self._buffer[start:end]
         parts: list[str] = []
-        for own in surrogates:
-            if start <= own.start and own.end <= end:
-                surrogate = text[own.start - offset : own.end - offset]
-                parts.append(text[start - offset : own.start - offset])
-                parts.append(self._restore(surrogate) or surrogate)
-                start = own.end
-        parts.append(text[start - offset : end - offset])
+        for first, last in surrogates:
+            if start <= first and last <= end:
+                parts.append(self._buffer[start:first])
+                parts.append(self._surrogates.value(self._buffer[first:last]) or "")
+                start = last
+        parts.append(self._buffer[start:end])
         return "".join(parts)
+
+    def _drop(self, position: int) -> None:
+        """Forget what was released, but for the few characters that look-behinds see."""
+        kept = max(0, position - _CONTEXT)
+        self._buffer = self._buffer[kept:]
+        self._offset += kept
+        self._begin = position - kept
+
+    def _shifted(self, finding: Finding) -> Finding:
+        return Finding(
+            kind=finding.kind,
+            detector=finding.detector,
+            start=finding.start + self._offset,
+            end=finding.end + self._offset,
+            score=finding.score,
+            label=finding.label,
+        )
+
+    def _end(self, text: str, findings: tuple[tuple[Finding, Action], ...], cut: Finding) -> Released:
+        self._cut = cut
+        self._buffer = ""
+        return Released(text=text, findings=findings, cut=cut)
