@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from shared.cli import chat, evidence, installation, logs, models, people, policies, services
+from shared.cli import chat, evidence, installation, logs, models, people, policies, releases, services
 from shared.cli.connection import Home, Session
 from shared.cli.failures import explain
 from shared.cli.render import Output
@@ -85,10 +85,9 @@ installation.register(app)
 services.register(app)
 people.register(app)
 chat.register(app)
-models.register(app)
+releases.register(models.register(app))
 policies.register(app)
-audit = logs.register(app)
-evidence.register(audit)
+evidence.register(logs.register(app))
 
 
 def _unforeseen(kind: type[BaseException], error: BaseException, _trace: object) -> None:

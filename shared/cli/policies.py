@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import io
 import json
 import tarfile
@@ -20,6 +21,15 @@ from shared.cli.tools import ask_tool
 # A bundle is checked, tested and probed before it is kept or served.
 _CHECK_SECONDS = 120.0
 _GUARD = "policy-guard"
+
+
+class Question(enum.StrEnum):
+    """What policies are asked."""
+
+    ACCESS = "access"
+    INFERENCE = "inference"
+    IDENTITY = "identity"
+
 
 Directory = Annotated[
     Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="Folder of policies and their tests.")
@@ -69,12 +79,12 @@ def test(context: typer.Context, directory: Directory) -> None:
 def evaluate(
     context: typer.Context,
     directory: Directory,
-    question: Annotated[str, typer.Argument(help="access, inference or identity.")],
+    question: Annotated[Question, typer.Argument(help="Which of the guard's questions.")],
     document: Annotated[Path, typer.Argument(metavar="INPUT", exists=True, dir_okay=False, help="JSON input.")],
 ) -> None:
     """Ask a folder of policies one question, offline."""
     session = Session.of(context)
-    found = _ask_offline(session, "eval", str(directory), question, str(document))
+    found = _ask_offline(session, "eval", str(directory), question.value, str(document))
     if not session.output.emit(found):
         session.output.line(json.dumps(found, indent=2, ensure_ascii=False))
 

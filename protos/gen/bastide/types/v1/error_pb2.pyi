@@ -66,6 +66,76 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """DATA_LOSS: stored bytes do not authenticate."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 21
     """INTERNAL: unforeseen; metadata `error_id` names the log line."""
+    ERROR_REASON_CONTENT_BLOCKED: _ErrorReason.ValueType  # 22
+    """PERMISSION_DENIED: the guard ended the stream because of its content; nothing further is released."""
+    ERROR_REASON_WORKLOAD_NOT_REGISTERED: _ErrorReason.ValueType  # 23
+    """PERMISSION_DENIED: policy registers no such workload, so that it gets no token."""
+    ERROR_REASON_SIGN_IN_REFUSED: _ErrorReason.ValueType  # 24
+    """UNAUTHENTICATED: name, password or code is wrong; which is not said."""
+    ERROR_REASON_ENROLMENT_REFUSED: _ErrorReason.ValueType  # 25
+    """UNAUTHENTICATED: the name or code is wrong, used up or expired; which is not said."""
+    ERROR_REASON_TOO_MANY_GUESSES: _ErrorReason.ValueType  # 26
+    """RESOURCE_EXHAUSTED: too many attempts failed; RetryInfo says when the next is judged."""
+    ERROR_REASON_REQUEST_ID_REPEATED: _ErrorReason.ValueType  # 27
+    """ALREADY_EXISTS: the principal used this request_id within a day."""
+    ERROR_REASON_CALL_RESERVED: _ErrorReason.ValueType  # 28
+    """ALREADY_EXISTS: the call has reserved its budget before."""
+    ERROR_REASON_UNKNOWN_RESERVATION: _ErrorReason.ValueType  # 29
+    """NOT_FOUND: the call has no reservation."""
+    ERROR_REASON_TOO_MANY_CALLS: _ErrorReason.ValueType  # 30
+    """RESOURCE_EXHAUSTED: more calls are in flight than are counted at once."""
+    ERROR_REASON_RECORD_CONFLICT: _ErrorReason.ValueType  # 31
+    """ALREADY_EXISTS: a record id was used again for something else."""
+    ERROR_REASON_LOG_BUSY: _ErrorReason.ValueType  # 32
+    """RESOURCE_EXHAUSTED: the log's queue is full; nothing was recorded."""
+    ERROR_REASON_LOG_CORRUPT: _ErrorReason.ValueType  # 33
+    """DATA_LOSS: the store is not the tree that was signed; the log does not go on."""
+    ERROR_REASON_WRONG_LOG: _ErrorReason.ValueType  # 34
+    """FAILED_PRECONDITION: the store or directory belongs to another log."""
+    ERROR_REASON_ERASED: _ErrorReason.ValueType  # 35
+    """NOT_FOUND: the person's key was destroyed; what it sealed cannot be read."""
+    ERROR_REASON_MALFORMED_PROOF: _ErrorReason.ValueType  # 36
+    """DATA_LOSS: a proof is not of the form it claims."""
+    ERROR_REASON_UNVERIFIED: _ErrorReason.ValueType  # 37
+    """DATA_LOSS: a signature, hash or proof does not verify."""
+    ERROR_REASON_RECORDS_UNAVAILABLE: _ErrorReason.ValueType  # 38
+    """UNAVAILABLE: the record store did not do the work in time."""
+    ERROR_REASON_RECORDS_MISCONFIGURED: _ErrorReason.ValueType  # 39
+    """FAILED_PRECONDITION: the record store's address is not one this suite may use."""
+    ERROR_REASON_DATABASE_IN_USE: _ErrorReason.ValueType  # 40
+    """FAILED_PRECONDITION: another process serves this SQLite database."""
+    ERROR_REASON_SCHEMA_MISMATCH: _ErrorReason.ValueType  # 41
+    """FAILED_PRECONDITION: the database needs `migrate`, or a newer server."""
+    ERROR_REASON_OBJECT_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 42
+    """UNAVAILABLE: the object store's filesystem failed."""
+    ERROR_REASON_KEY_FILE_REFUSED: _ErrorReason.ValueType  # 43
+    """FAILED_PRECONDITION: a key or trust file is missing, malformed or open to others."""
+    ERROR_REASON_KEY_DESTROYED: _ErrorReason.ValueType  # 44
+    """FAILED_PRECONDITION: the key was destroyed on purpose."""
+    ERROR_REASON_UNKNOWN_KEY_USE: _ErrorReason.ValueType  # 45
+    """FAILED_PRECONDITION: the key provider holds no key for this use."""
+    ERROR_REASON_STATEMENT_REFUSED: _ErrorReason.ValueType  # 46
+    """FAILED_PRECONDITION: a signed statement is not acceptable; the message says why."""
+    ERROR_REASON_BROKEN_CHAIN: _ErrorReason.ValueType  # 47
+    """FAILED_PRECONDITION: a version's evidence does not verify; the message names the link."""
+    ERROR_REASON_OUTBOX_FULL: _ErrorReason.ValueType  # 48
+    """UNAVAILABLE: too many records wait for the audit log."""
+    ERROR_REASON_SOURCE_NOT_ALLOWED: _ErrorReason.ValueType  # 49
+    """FAILED_PRECONDITION: the server is not configured to import from there."""
+    ERROR_REASON_UNSUPPORTED_MODEL: _ErrorReason.ValueType  # 50
+    """FAILED_PRECONDITION: the model is of a kind that is never imported."""
+    ERROR_REASON_UNSUPPORTED_TOKENIZER: _ErrorReason.ValueType  # 51
+    """FAILED_PRECONDITION: the tokenizer is of a kind that is never imported."""
+    ERROR_REASON_UNSUPPORTED_TEMPLATE: _ErrorReason.ValueType  # 52
+    """FAILED_PRECONDITION: the chat template cannot be used safely."""
+    ERROR_REASON_INSUFFICIENT_MEMORY: _ErrorReason.ValueType  # 53
+    """FAILED_PRECONDITION: the model does not fit into the memory budget."""
+    ERROR_REASON_POLICY_REFUSED: _ErrorReason.ValueType  # 54
+    """FAILED_PRECONDITION: the policy bundle does not validate; the first problems are in the message."""
+    ERROR_REASON_NO_EARLIER_REVISION: _ErrorReason.ValueType  # 55
+    """FAILED_PRECONDITION: no other policy revision was in force before."""
+    ERROR_REASON_ALREADY_BOOTSTRAPPED: _ErrorReason.ValueType  # 56
+    """FAILED_PRECONDITION: there is an administrator already."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Values of `google.rpc.ErrorInfo.reason` (domain `bastide`), without the prefix. Every failed call carries a
@@ -119,4 +189,74 @@ ERROR_REASON_INTEGRITY: ErrorReason.ValueType  # 20
 """DATA_LOSS: stored bytes do not authenticate."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 21
 """INTERNAL: unforeseen; metadata `error_id` names the log line."""
+ERROR_REASON_CONTENT_BLOCKED: ErrorReason.ValueType  # 22
+"""PERMISSION_DENIED: the guard ended the stream because of its content; nothing further is released."""
+ERROR_REASON_WORKLOAD_NOT_REGISTERED: ErrorReason.ValueType  # 23
+"""PERMISSION_DENIED: policy registers no such workload, so that it gets no token."""
+ERROR_REASON_SIGN_IN_REFUSED: ErrorReason.ValueType  # 24
+"""UNAUTHENTICATED: name, password or code is wrong; which is not said."""
+ERROR_REASON_ENROLMENT_REFUSED: ErrorReason.ValueType  # 25
+"""UNAUTHENTICATED: the name or code is wrong, used up or expired; which is not said."""
+ERROR_REASON_TOO_MANY_GUESSES: ErrorReason.ValueType  # 26
+"""RESOURCE_EXHAUSTED: too many attempts failed; RetryInfo says when the next is judged."""
+ERROR_REASON_REQUEST_ID_REPEATED: ErrorReason.ValueType  # 27
+"""ALREADY_EXISTS: the principal used this request_id within a day."""
+ERROR_REASON_CALL_RESERVED: ErrorReason.ValueType  # 28
+"""ALREADY_EXISTS: the call has reserved its budget before."""
+ERROR_REASON_UNKNOWN_RESERVATION: ErrorReason.ValueType  # 29
+"""NOT_FOUND: the call has no reservation."""
+ERROR_REASON_TOO_MANY_CALLS: ErrorReason.ValueType  # 30
+"""RESOURCE_EXHAUSTED: more calls are in flight than are counted at once."""
+ERROR_REASON_RECORD_CONFLICT: ErrorReason.ValueType  # 31
+"""ALREADY_EXISTS: a record id was used again for something else."""
+ERROR_REASON_LOG_BUSY: ErrorReason.ValueType  # 32
+"""RESOURCE_EXHAUSTED: the log's queue is full; nothing was recorded."""
+ERROR_REASON_LOG_CORRUPT: ErrorReason.ValueType  # 33
+"""DATA_LOSS: the store is not the tree that was signed; the log does not go on."""
+ERROR_REASON_WRONG_LOG: ErrorReason.ValueType  # 34
+"""FAILED_PRECONDITION: the store or directory belongs to another log."""
+ERROR_REASON_ERASED: ErrorReason.ValueType  # 35
+"""NOT_FOUND: the person's key was destroyed; what it sealed cannot be read."""
+ERROR_REASON_MALFORMED_PROOF: ErrorReason.ValueType  # 36
+"""DATA_LOSS: a proof is not of the form it claims."""
+ERROR_REASON_UNVERIFIED: ErrorReason.ValueType  # 37
+"""DATA_LOSS: a signature, hash or proof does not verify."""
+ERROR_REASON_RECORDS_UNAVAILABLE: ErrorReason.ValueType  # 38
+"""UNAVAILABLE: the record store did not do the work in time."""
+ERROR_REASON_RECORDS_MISCONFIGURED: ErrorReason.ValueType  # 39
+"""FAILED_PRECONDITION: the record store's address is not one this suite may use."""
+ERROR_REASON_DATABASE_IN_USE: ErrorReason.ValueType  # 40
+"""FAILED_PRECONDITION: another process serves this SQLite database."""
+ERROR_REASON_SCHEMA_MISMATCH: ErrorReason.ValueType  # 41
+"""FAILED_PRECONDITION: the database needs `migrate`, or a newer server."""
+ERROR_REASON_OBJECT_STORE_UNAVAILABLE: ErrorReason.ValueType  # 42
+"""UNAVAILABLE: the object store's filesystem failed."""
+ERROR_REASON_KEY_FILE_REFUSED: ErrorReason.ValueType  # 43
+"""FAILED_PRECONDITION: a key or trust file is missing, malformed or open to others."""
+ERROR_REASON_KEY_DESTROYED: ErrorReason.ValueType  # 44
+"""FAILED_PRECONDITION: the key was destroyed on purpose."""
+ERROR_REASON_UNKNOWN_KEY_USE: ErrorReason.ValueType  # 45
+"""FAILED_PRECONDITION: the key provider holds no key for this use."""
+ERROR_REASON_STATEMENT_REFUSED: ErrorReason.ValueType  # 46
+"""FAILED_PRECONDITION: a signed statement is not acceptable; the message says why."""
+ERROR_REASON_BROKEN_CHAIN: ErrorReason.ValueType  # 47
+"""FAILED_PRECONDITION: a version's evidence does not verify; the message names the link."""
+ERROR_REASON_OUTBOX_FULL: ErrorReason.ValueType  # 48
+"""UNAVAILABLE: too many records wait for the audit log."""
+ERROR_REASON_SOURCE_NOT_ALLOWED: ErrorReason.ValueType  # 49
+"""FAILED_PRECONDITION: the server is not configured to import from there."""
+ERROR_REASON_UNSUPPORTED_MODEL: ErrorReason.ValueType  # 50
+"""FAILED_PRECONDITION: the model is of a kind that is never imported."""
+ERROR_REASON_UNSUPPORTED_TOKENIZER: ErrorReason.ValueType  # 51
+"""FAILED_PRECONDITION: the tokenizer is of a kind that is never imported."""
+ERROR_REASON_UNSUPPORTED_TEMPLATE: ErrorReason.ValueType  # 52
+"""FAILED_PRECONDITION: the chat template cannot be used safely."""
+ERROR_REASON_INSUFFICIENT_MEMORY: ErrorReason.ValueType  # 53
+"""FAILED_PRECONDITION: the model does not fit into the memory budget."""
+ERROR_REASON_POLICY_REFUSED: ErrorReason.ValueType  # 54
+"""FAILED_PRECONDITION: the policy bundle does not validate; the first problems are in the message."""
+ERROR_REASON_NO_EARLIER_REVISION: ErrorReason.ValueType  # 55
+"""FAILED_PRECONDITION: no other policy revision was in force before."""
+ERROR_REASON_ALREADY_BOOTSTRAPPED: ErrorReason.ValueType  # 56
+"""FAILED_PRECONDITION: there is an administrator already."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
