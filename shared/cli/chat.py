@@ -15,7 +15,7 @@ from google.protobuf import json_format
 from bastide.model_server.v1 import inference_pb2
 from bastide.types.v1 import content_pb2, evidence_pb2
 from shared.cli.connection import INFERENCE, Session
-from shared.cli.failures import USAGE, Failure
+from shared.cli.failures import USAGE, CallFailed, Failure, report
 from shared.cli.render import as_dict, name_of, printable
 from shared.errors import Error
 from shared.transparency.proof import TlogProof
@@ -73,8 +73,18 @@ def chat(
     with contextlib.suppress(EOFError):
         while True:
             if said := input("> ").strip():
-                answer = _turn(session, call, said, receipt)
-                call.messages.add(role=content_pb2.ROLE_ASSISTANT, content=answer or " ")
+                _exchange(session, call, said, receipt)
+
+
+def _exchange(session: Session, call: inference_pb2.InferenceCall, said: str, receipt: Path | None) -> None:
+    """Have one turn of a conversation; what was refused is no part of it."""
+    before = len(call.messages)
+    try:
+        answer = _turn(session, call, said, receipt)
+        call.messages.add(role=content_pb2.ROLE_ASSISTANT, content=answer or " ")
+    except CallFailed as error:
+        del call.messages[before:]
+        report(session.output, error)
 
 
 def _turn(session: Session, call: inference_pb2.InferenceCall, prompt: str, receipt: Path | None) -> str:

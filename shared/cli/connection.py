@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import tomllib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +27,8 @@ from shared.rpc.tls import TlsSettings
 DEFAULT_CLIENT = "cli"
 # Deadline of calls that only read or write records.
 CALL_SECONDS = 30.0
+# Longer than any server lets a stream last: the server's bound ends it, this one a server that hangs.
+STREAM_SECONDS = 4000.0
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104  (what a service listens on, not we)
 
 T = TypeVar("T")
@@ -153,6 +155,19 @@ class Session:
             raise CallFailed(name, remote.service, address, error) from None
         finally:
             await channel.close()
+
+    async def stream(self, remote: Remote, name: str, request: Message) -> AsyncGenerator[Any, None]:
+        """Yield a stream's responses until it ends or a server's longest duration is over.
+
+        Callers MUST close it, and go on behind the last response where they expect more. Raises CallFailed, Failure.
+        """
+        try:
+            async with self.method(remote, name) as call:
+                async for response in call(request, timeout=STREAM_SECONDS):
+                    yield response
+        except CallFailed as failed:
+            if failed.error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
 
     async def _ask(self, remote: Remote, method: str, request: Message, *, public: bool, seconds: float) -> Any:
         async with self.method(remote, method, public=public) as call:

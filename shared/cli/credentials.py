@@ -47,8 +47,10 @@ class Credentials:
             raise Failure(
                 f"{subject or 'nobody'} is signed in here: bastide login {subject or 'SUBJECT'}", title="not signed in"
             )
-        document = json.loads(files.read(path, forbidden_mode=files.PRIVATE))
-        credential = Credential(**document)
+        try:
+            credential = Credential(**json.loads(files.read(path, forbidden_mode=files.PRIVATE)))
+        except (ValueError, TypeError):
+            raise Failure(f"{path} does not hold a token: bastide login", title="not signed in") from None
         if credential.expires_at - time.time() < _MARGIN_SECONDS:
             raise Failure(
                 f"the token of {credential.subject} has expired: bastide login {credential.subject}",

@@ -9,6 +9,7 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from shared.cli.render import Output
 from shared.errors import Error
 from shared.rpc.status import DOMAIN
 
@@ -60,6 +61,15 @@ class CallFailed(Exception):
         self.service = service
         self.address = address
         self.error = error
+
+
+def report(output: Output, error: Exception) -> int | None:
+    """Show `error` and return its exit code; None, and nothing is shown, for what nobody foresaw."""
+    explanation = explain(error)
+    if explanation is None:
+        return None
+    output.failure(explanation.title, explanation.lines, explanation.document)
+    return explanation.exit_code
 
 
 def explain(error: Exception) -> Explanation | None:

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 def init(
     context: typer.Context,
     base_port: Annotated[
-        int, typer.Option(min=0, max=65_000, help="First of the gRPC ports; probes are 10 above; 0 takes free ones.")
+        int, typer.Option(min=1, max=65_000, help="First of the gRPC ports; those of the probes are 10 above.")
     ] = setup.BASE_PORT,
     client: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Client certificate to issue; repeat for more.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 from pathlib import Path
@@ -17,7 +18,6 @@ from shared.cli.render import moment, name_of
 from shared.errors import Error
 from shared.transparency.directory import verify_directory
 
-_TAIL_SECONDS = 3600.0
 _KIND = "RECORD_KIND_"
 _COLUMNS = ("entry", "at", "kind", "method", "outcome", "who", "decision")
 
@@ -86,8 +86,8 @@ async def _tail(session: Session, index: int | None, wanted: audit_pb2.RecordFil
     request = audit_pb2.TailRecordsRequest(from_index=index, filter=wanted)
     # The server ends a stream at its longest; go on behind the last entry seen.
     while True:
-        async with session.method(AUDIT, "TailRecords") as follow:
-            async for response in follow(request, timeout=_TAIL_SECONDS):
+        async with contextlib.aclosing(session.stream(AUDIT, "TailRecords", request)) as responses:
+            async for response in responses:
                 request.from_index = response.entry.index + 1
                 if not session.output.emit(response.entry):
                     session.output.line("  ".join(_row(response.entry)))

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from shared.cli import chat, evidence, installation, logs, models, people, policies, releases, services
 from shared.cli.connection import Home, Session
-from shared.cli.failures import explain
+from shared.cli.failures import report
 from shared.cli.render import Output
 
 _FLAG = "--json"
@@ -42,13 +42,10 @@ class Root(TyperGroup):
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
-            explanation = explain(error)
-            if explanation is None:
+            exit_code = report(Output(as_json=bool(ctx.params.get("as_json"))), error)
+            if exit_code is None:
                 raise
-            Output(as_json=bool(ctx.params.get("as_json"))).failure(
-                explanation.title, explanation.lines, explanation.document
-            )
-            raise typer.Exit(explanation.exit_code) from None
+            raise typer.Exit(exit_code) from None
 
 
 app = typer.Typer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from typing import Annotated
 
@@ -14,7 +15,6 @@ from shared.cli.connection import CATALOG, Session
 from shared.cli.failures import Failure
 from shared.cli.render import moment, name_of, printable
 
-_WATCH_SECONDS = 3600.0
 _DECLARE = (
     "Example: bastide model declare llama --backend tgi --remote-model meta/llama --revision 0e9e39f --license llama3.1"
     " --context-length 8192"
@@ -93,9 +93,9 @@ async def _watch(session: Session, name: str) -> None:
         event = job_pb2.JobEvent()
         # A stream ends with the server's longest; the job goes on from its next event.
         while event.state not in _ENDED:
-            async with session.method(CATALOG, "WatchImportJob") as watch:
-                request = catalog_pb2.WatchImportJobRequest(name=name, from_event=event.number + 1)
-                async for response in watch(request, timeout=_WATCH_SECONDS):
+            request = catalog_pb2.WatchImportJobRequest(name=name, from_event=event.number + 1)
+            async with contextlib.aclosing(session.stream(CATALOG, "WatchImportJob", request)) as responses:
+                async for response in responses:
                     event = response.event
                     at = event.progress
                     progress.update(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -101,3 +102,12 @@ def test_the_secret_is_read_out_of_the_uri() -> None:
     assert secret_of(uri) == SECRET
     with pytest.raises(Failure):
         secret_of("https://example.org/?secret=x")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", json.dumps({"token": "x"})])
+def test_a_damaged_token_file_is_as_good_as_none(tmp_path: Path, text: str) -> None:
+    credentials = Credentials(tmp_path / "cli")
+    credentials.save(credential("ada@example.org"))
+    (tmp_path / "cli" / "ada@example.org.json").write_text(text)
+    with pytest.raises(Failure, match="does not hold a token"):
+        credentials.get("ada@example.org")
