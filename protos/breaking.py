@@ -1,4 +1,4 @@
-"""`buf breaking` of the working tree against the newest commit on main. Nothing to compare in a repository without one."""
+"""`buf breaking` of the working tree against the newest commit on main, where there is one with contracts."""
 
 import subprocess
 import sys
