@@ -21,14 +21,18 @@ import pyotp
 
 from bastide.model_server.v1 import catalog_pb2, catalog_pb2_grpc
 from bastide.policy_guard.v1 import identity_pb2, identity_pb2_grpc
+from bastide.types.v1 import principal_pb2
 from services.audit.config import AuditSettings
+from services.audit.search import Filter
 from services.audit.server import compose as compose_audit
 from services.model_server.config import ModelServerSettings
 from services.model_server.server import compose as compose_model_server
 from services.policy_guard.config import PolicyGuardSettings
 from services.policy_guard.server import compose as compose_policy_guard
+from shared import observability
 from shared.cli.setup import create
 from shared.config import load
+from shared.identity.principal import workload_from_certificate
 from shared.records.migrations import migrate
 
 PASSWORD = "correct horse battery staple"
@@ -81,6 +85,7 @@ class Suite:
         create(home, clients=("cli", "example-backend", "stranger"))
         self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
         self._steps: dict[str, float] = {}
+        self.sample_token = ""
 
     def environ(self, name: str) -> dict[str, str]:
         prefix = f"BASTIDE_{name.replace('-', '_').upper()}"
@@ -204,6 +209,39 @@ class Suite:
         stub = identity_pb2_grpc.IdentityServiceStub(self.channel("policy-guard", client))
         issued = await stub.IssueWorkloadToken(identity_pb2.IssueWorkloadTokenRequest(), timeout=10)
         return (("authorization", f"Bearer {issued.token}"),)
+
+    def workload(self, client: str) -> principal_pb2.Workload:
+        """Return a client certificate as services report it to the guard."""
+        pem = (self.home / "pki" / "clients" / f"{client}.pem").read_bytes()
+        found = workload_from_certificate(pem, trust_domain="bastide.local")
+        return principal_pb2.Workload(spiffe_id=found.spiffe_id, certificate_sha256=found.certificate_sha256)
+
+    async def head(self) -> int:
+        """Return the size of the log; every record so far is below it."""
+        return int((await self._log.reader.head()).size)
+
+    async def kinds_since(self, index: int, method: str) -> set[str]:
+        """Return the kinds of records about `method` from `index` on, leaving out what the refusals' counter wrote."""
+        page = await self._log.reader.search(Filter(method=method), page_size=500)
+        return {
+            record.fields["kind"] for record in page.records if record.index >= index and b'"count"' not in record.leaf
+        }
+
+    @property
+    def _log(self) -> Any:
+        return self.servers["audit"]._servicers["bastide.audit.v1.AuditService"]._log
+
+    @staticmethod
+    def handled(method: str) -> float:
+        """Return how many calls of `method` any server of this process has ended."""
+        _, service, name = method.split("/")
+        return sum(
+            sample.value
+            for metric in observability.RPC_HANDLED.collect()
+            for sample in metric.samples
+            if sample.name.endswith("_total")
+            and (sample.labels["grpc_service"], sample.labels["grpc_method"]) == (service, name)
+        )
 
     async def import_model(self, manager: Person, source: str, *, model: str = "tiny") -> str:
         """Import and return the version's resource name."""

@@ -133,6 +133,11 @@ class CatalogService:
             next_page_token=str(found[size - 1].manifest.number) if len(found) > size else "",
         )
 
+    async def version_facts(self, request: catalog_pb2.ApproveModelVersionRequest, _call: Call) -> dict[str, Any]:
+        """Facts for policy: who brought the version in."""
+        version = await self._catalog.version(request.name)
+        return {"submitters": [version.submitter], "classification": version.manifest.classification}
+
     async def release_facts(self, request: catalog_pb2.CreateReleaseRequest, _call: Call) -> dict[str, Any]:
         """Facts for policy: who brought the versions in, and the highest of their classifications."""
         versions = [await self._catalog.version(arm.version) for arm in request.arms]

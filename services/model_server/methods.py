@@ -23,7 +23,7 @@ ROWS = {
         "WatchImportJob": read("model_server.import.watch", "import_job"),
         "DeclareModel": change("model_server.model.declare", "model", mfa=True),
         "SubmitModelVersion": peer("trainer"),
-        "ApproveModelVersion": change("model_server.model.approve", "version", mfa=True),
+        "ApproveModelVersion": change("model_server.model.approve", "version", mfa=True, facts="version_facts"),
         "GetModel": read("model_server.model.get", "model"),
         "ListModels": read("model_server.model.list", "model"),
         "GetModelVersion": read("model_server.version.get", "version"),

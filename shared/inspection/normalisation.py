@@ -1,28 +1,43 @@
 """Text as detectors should read it: without disguises, with a way back to the original offsets.
 
 Every code point is normalised by itself (compatibility decomposition without marks, UAX #15; confusables after UTS #39;
-nothing for what cannot be seen). The result therefore does not depend on where a text is cut.
+decimal digits of any script as ASCII; nothing for what cannot be seen). The result therefore does not depend on where a
+text is cut.
 """
 
 from __future__ import annotations
 
 import functools
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import regex
 
 # The letters of other scripts that pass for ASCII in common fonts (a subset of UTS #39 confusables.txt).
 _CONFUSABLE = str.maketrans(
-    "аеорсухіјѕԁһԛԝѵАВЕЗІЈКМНОРСТХЅԌΑΒΕΖΗΙΚΜΝΟΡΤΥΧοανικρτυϲⅼ∕⁄‐‑‒–—―−∶։“”‘’｀´",
-    "aeopcyxijsdhqwvABE3IJKMHOPCTXSGABEZHIKMNOPTYXoavikptucl//-------::\"\"''''",
+    "аеорсухіјѕԁһԛԝѵАВЕЗІЈКМНОРСТХЅԌΑΒΕΖΗΙΚΜΝΟΡΤΥΧοανικρτυϲⅼıⲟ∕⁄‐‑‒–—―−∶։“”‘’｀´",
+    "aeopcyxijsdhqwvABE3IJKMHOPCTXSGABEZHIKMNOPTYXoavikptuclio//-------::\"\"''''",
 )
-_INVISIBLE_CATEGORIES = frozenset({"Mn", "Me", "Cf"})
+_INVISIBLE_CATEGORIES = frozenset({"Mn", "Me", "Cf", "Cc"})
+# Letters and symbols by category, blank on the screen.
+_BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+_PLAIN = regex.compile(r"[\t\n\v\f\r -~]*+")
 
 
 @functools.lru_cache(maxsize=8192)
 def _normal(character: str) -> str:
+    if character.isspace() and character not in "\x1c\x1d\x1e\x1f":
+        return "\n" if character in "\n\x85\u2028\u2029" else " " if character > "~" else character
     decomposed = unicodedata.normalize("NFKD", character)
-    kept = "".join(part for part in decomposed if unicodedata.category(part) not in _INVISIBLE_CATEGORIES)
-    return kept.translate(_CONFUSABLE)
+    return "".join(map(_visible, decomposed)).translate(_CONFUSABLE)
+
+
+def _visible(character: str) -> str:
+    if unicodedata.category(character) in _INVISIBLE_CATEGORIES or character in _BLANK:
+        return ""
+    digit = unicodedata.decimal(character, None)
+    return character if digit is None else str(digit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,26 +45,17 @@ class Normalised:
     """Normalised text and, for each of its characters, the index of the character it came from."""
 
     text: str
-    origin: tuple[int, ...]
-    length: int
-
-    def raw(self, position: int) -> int:
-        """Return the original offset of a position in the normalised text; its end is the original's end."""
-        return self.origin[position] if position < len(self.origin) else self.length
-
-    def raw_span(self, start: int, end: int) -> tuple[int, int]:
-        """Return the original span of a non-empty normalised one, with whatever invisible lies within."""
-        return self.origin[start], self.origin[end - 1] + 1
+    origin: Sequence[int]
 
 
 def normalise(text: str) -> Normalised | None:
     """Return the normalised form, or None where it is the text itself."""
-    if text.isascii():
+    if _PLAIN.fullmatch(text):
         return None
     parts: list[str] = []
     origin: list[int] = []
     for index, character in enumerate(text):
-        normal = character if character.isascii() else _normal(character)
+        normal = character if " " <= character <= "~" else _normal(character)
         parts.append(normal)
         origin.extend([index] * len(normal))
-    return Normalised(text="".join(parts), origin=tuple(origin), length=len(text))
+    return Normalised(text="".join(parts), origin=origin)

@@ -5,24 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import regex
-
 from shared.inspection import encoding, patterns
 from shared.inspection.findings import Finding
-from shared.inspection.normalisation import Normalised, normalise
-from shared.inspection.patterns import Rule
+from shared.inspection.normalisation import normalise
+from shared.inspection.rules import LOOK_BEHIND, MATCH_SECONDS, Rule, View, growing
 
-_DIGIT = regex.compile(r"\d")
-# No single match may take longer: hostile text must not hold a worker. A timeout fails closed in the caller.
-MATCH_SECONDS = 0.25
+
+@dataclass(frozen=True, kw_only=True)
+class Behind:
+    """The end of what precedes a text, as it was and normalised: what look-behinds may see of it."""
+
+    raw: str = ""
+    normal: str = ""
+
+    def then(self, text: str) -> Behind:
+        """Return what is behind the text that follows `text`."""
+        normal = normalise(text)
+        return Behind(
+            raw=(self.raw + text)[-LOOK_BEHIND:],
+            normal=(self.normal + (text if normal is None else normal.text))[-LOOK_BEHIND:],
+        )
+
+
+START = Behind()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """Findings in the text, every span that any detector considered, and the offset before which both are final."""
+    """Findings in the text, and the offset before which they are final and all; no candidate lies across it."""
 
     findings: tuple[Finding, ...]
-    spans: tuple[tuple[int, int], ...]
     stable: int
 
 
@@ -40,106 +52,90 @@ class Scanner:
             *(patterns.CONTROL if control_tokens else ()),
             *patterns.topics(topics or {}),
         )
+        self._growing = growing(self._rules, [form.search for form in encoding.FORMS])
 
     def scan(self, text: str) -> tuple[Finding, ...]:
         """Return the findings of a whole text, by start. Raises TimeoutError on text made to be slow."""
-        return self.examine(text, begin=0, final=True).findings
+        return self.examine(text, behind=START, final=True).findings
 
-    def examine(self, text: str, *, begin: int, final: bool) -> Scan:
-        """Scan `text` from `begin` on; what is before it is seen by look-behinds only.
+    def examine(
+        self, text: str, *, behind: Behind, final: bool, keep: Sequence[tuple[int, int]] = (), before: int | None = None
+    ) -> Scan:
+        """Scan `text`, which follows `behind`. Raises TimeoutError on text made to be slow.
 
-        Unless `final`, the text may go on: findings are then certain only up to `stable`.
+        Unless `final`, the text may go on. `keep` are spans that the stable offset must not cut either, and `before`
+        an offset that it must not pass.
         """
-        findings: list[Finding] = []
-        spans: list[tuple[int, int]] = []
-        stable = len(text)
-        views: list[tuple[str, Normalised | None]] = [(text, None)]
-        if (normal := normalise(text)) is not None:
-            views.append((normal.text, normal))
-        for view, origin in views:
-            start = begin if origin is None else _position(origin, begin)
+        views = _views(text, behind)
+        stable = len(text) if before is None else before
+        if not final:
+            stable = min(stable, *(self._open(view, len(text)) for view in views))
+            if stable == 0:
+                return Scan(findings=(), stable=0)
+        findings: set[Finding] = set()
+        spans = list(keep)
+        for view in views:
             for rule in self._rules:
-                if not final:
-                    stable = min(stable, _open_start(rule.grow, view, start, origin))
-                for match in self._matches(rule, view, start):
-                    span = match.span() if origin is None else origin.raw_span(*match.span())
-                    spans.append(span)
-                    if rule.valid is None or rule.valid(match.group()):
-                        findings.append(_finding(rule, span))
-        for name, find, grow, decode in encoding.FORMS:
-            if not final:
-                stable = min(stable, _open_start(grow, text, begin, None))
-            for match in find.finditer(text, pos=begin, timeout=MATCH_SECONDS):
-                spans.append(match.span())
-                findings.extend(self._within(name, match.group(), decode, match.span(), depth=1))
-        unique = sorted(set(findings), key=lambda item: (item.start, item.end, item.kind, item.detector))
-        return Scan(findings=tuple(unique), spans=tuple(spans), stable=_settle(stable, spans, len(text), final))
+                for (start, end), valid_end in rule.candidates(view):
+                    spans.append(view.span(start, end))
+                    if valid_end is not None:
+                        findings.add(_finding(rule, rule.name, view.span(start, valid_end)))
+            for form, blob, (start, end) in _blobs(view):
+                span = view.span(start, end)
+                spans.append(span)
+                findings.update(
+                    _finding(rule, f"{name}/{rule.name}", span) for name, rule in self._within(form, blob, depth=1)
+                )
+        for start, end in sorted(spans, reverse=True):
+            if start < stable < end:
+                stable = start
+        ordered = sorted(
+            (item for item in findings if item.end <= stable),
+            key=lambda item: (item.start, item.end, item.kind, item.detector),
+        )
+        return Scan(findings=tuple(ordered), stable=stable)
 
-    @staticmethod
-    def _matches(rule: Rule, view: str, start: int) -> Iterator[regex.Match[str]]:
-        if rule.needs and not any(needed in view for needed in rule.needs):
-            return iter(())
-        if rule.needs_digit and _DIGIT.search(view, pos=start) is None:
-            return iter(())
-        return rule.search.finditer(view, pos=start, timeout=MATCH_SECONDS)
+    def _open(self, view: View, length: int) -> int:
+        """Return where the leftmost match that more text could make or change begins."""
+        found = length
+        for pattern in self._growing:
+            match = pattern.search(view.text, pos=view.start, partial=True, timeout=MATCH_SECONDS)
+            if match is not None:
+                found = min(found, view.offset(match.start(), length))
+        return found
 
-    def _within(
-        self, name: str, blob: str, decode: encoding.Decode, span: tuple[int, int], *, depth: int
-    ) -> Iterator[Finding]:
-        """Yield what a blob hides, each finding covering the whole blob: it cannot be edited inside."""
-        plain = encoding.decoded(blob, decode)
+    def _within(self, form: encoding.Form, blob: str, *, depth: int) -> Iterator[tuple[str, Rule]]:
+        """Yield what a blob hides and in which encodings. It cannot be edited inside, so that where does not matter."""
+        plain = encoding.decoded(blob, form)
         if plain is None:
             return
-        hidden = normalise(plain)
-        for rule in self._rules:
-            for view in (plain,) if hidden is None else (plain, hidden.text):
-                if any(rule.valid is None or rule.valid(match.group()) for match in self._matches(rule, view, 0)):
-                    yield Finding(
-                        kind=rule.kind,
-                        detector=f"{name}/{rule.name}",
-                        start=span[0],
-                        end=span[1],
-                        score=rule.score,
-                        label=rule.label,
-                    )
-        if depth < encoding.MAX_DEPTH:
-            for inner, find, _, inner_decode in encoding.FORMS:
-                for match in find.finditer(plain, timeout=MATCH_SECONDS):
-                    yield from self._within(f"{name}/{inner}", match.group(), inner_decode, span, depth=depth + 1)
+        for view in _views(plain, START):
+            for rule in self._rules:
+                if any(valid_end is not None for _, valid_end in rule.candidates(view)):
+                    yield form.name, rule
+            if depth < encoding.MAX_DEPTH:
+                for inner, inner_blob, _ in _blobs(view):
+                    for name, rule in self._within(inner, inner_blob, depth=depth + 1):
+                        yield f"{form.name}/{name}", rule
 
 
-def _finding(rule: Rule, span: tuple[int, int]) -> Finding:
-    return Finding(kind=rule.kind, detector=rule.name, start=span[0], end=span[1], score=rule.score, label=rule.label)
+def _views(text: str, behind: Behind) -> list[View]:
+    views = [View(behind.raw + text, len(behind.raw), range(len(text)))]
+    normal = normalise(text)
+    if normal is not None:
+        views.append(View(behind.normal + normal.text, len(behind.normal), normal.origin))
+    elif behind.raw != behind.normal:
+        views.append(View(behind.normal + text, len(behind.normal), range(len(text))))
+    return views
 
 
-def _position(origin: Normalised, raw: int) -> int:
-    """Return the first normalised position that comes from `raw` or later."""
-    low, high = 0, len(origin.origin)
-    while low < high:
-        middle = (low + high) // 2
-        if origin.origin[middle] < raw:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+def _blobs(view: View) -> Iterator[tuple[encoding.Form, str, tuple[int, int]]]:
+    for form in encoding.FORMS:
+        if view.longest_word < form.shortest or form.needs not in view.text:
+            continue
+        for match in form.search.finditer(view.text, view.start):
+            yield form, match.group(), match.span()
 
 
-def _open_start(grow: regex.Pattern[str], view: str, start: int, origin: Normalised | None) -> int:
-    """Return where the leftmost match that more text could make or change begins."""
-    match = grow.search(view, pos=start, partial=True, timeout=MATCH_SECONDS)
-    if match is None:
-        return len(view) if origin is None else origin.length
-    return match.start() if origin is None else origin.raw(match.start())
-
-
-def _settle(stable: int, spans: Sequence[tuple[int, int]], length: int, final: bool) -> int:
-    """Move `stable` before every span that it would cut, and before one that could still see what follows it."""
-    if final:
-        return length
-    changed = True
-    while changed:
-        changed = False
-        for start, end in spans:
-            if start < stable and (end > stable or end > length - patterns.LOOK_AHEAD):
-                stable, changed = start, True
-    return stable
+def _finding(rule: Rule, detector: str, span: tuple[int, int]) -> Finding:
+    return Finding(kind=rule.kind, detector=detector, start=span[0], end=span[1], score=rule.score, label=rule.label)

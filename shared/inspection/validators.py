@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import ipaddress
-import math
 import string
 from collections import Counter
+from collections.abc import Mapping
 
 import phonenumbers
+import regex
 
-# National numbers are only believed where these countries' plans call them valid.
-PHONE_REGIONS = ("US", "GB", "DE", "FR")
+NATIONAL_REGIONS = ("GB", "DE", "FR")
+"""Countries whose phone numbers are believed without a country code; North America's have a form of their own."""
+_BARE = regex.compile(r"07[1-9][0-9]{8}|0[67][0-9]{8}|01[567][0-9]{8,9}")
+_DATE_OR_DECIMAL = regex.compile(
+    r"(?:0[1-9]|[12][0-9]|3[01])([./-])(?:0[1-9]|1[0-2])\1(?:[12][0-9]{3}|[0-9]{2})(?![0-9]|\1[0-9])|[0-9]+\.[0-9]+\Z"
+)
 _WEIGHTS_DNI = "TRWAGMYFPDXBNJZSQVHLCKE"
+
+IBAN_LENGTHS: Mapping[int, tuple[str, ...]] = {
+    length: tuple(countries.split())
+    for length, countries in {
+        15: "NO",
+        16: "BE",
+        18: "DK FI FO GL NL SD",
+        19: "MK SI",
+        20: "AT BA EE KZ LT LU MN XK",
+        21: "CH HR LI LV",
+        22: "BG BH CR DE GB GE IE ME RS VA",
+        23: "AE GI IL IQ OM SO TL",
+        24: "AD CZ ES MD PK RO SA SE SK TN VG",
+        25: "LY PT ST",
+        26: "IS TR",
+        27: "BI DJ FR GR IT MC MR SM",
+        28: "AL AZ BY CY DO GT HN HU LB NI PL SV",
+        29: "BR EG PS QA UA",
+        30: "JO KW MU YE",
+        31: "MT SC",
+        32: "LC",
+        33: "RU",
+    }.items()
+}
+"""Countries by the length of their IBANs (SWIFT IBAN registry, release 99)."""
 
 
 def digits(text: str) -> str:
@@ -20,7 +49,7 @@ def digits(text: str) -> str:
     return "".join(character for character in text if character in string.digits)
 
 
-def luhn(text: str) -> bool:
+def card(text: str) -> bool:
     """Payment cards: ISO/IEC 7812-1 check digit, 13 to 19 digits, not all alike."""
     number = digits(text)
     if not 13 <= len(number) <= 19 or len(set(number)) == 1:
@@ -33,10 +62,8 @@ def luhn(text: str) -> bool:
 
 
 def iban(text: str) -> bool:
-    """IBAN: ISO 13616 check digits (mod 97-10)."""
-    code = "".join(text.split()).upper()
-    if not 15 <= len(code) <= 34:
-        return False
+    """IBAN: ISO 13616 check digits (mod 97-10); the pattern gives each country its length."""
+    code = text.replace(" ", "")
     rearranged = code[4:] + code[:4]
     return int("".join(str(int(character, 36)) for character in rearranged)) % 97 == 1
 
@@ -63,12 +90,12 @@ def dni(text: str) -> bool:
 
 
 def german_tax_id(text: str) -> bool:
-    """German tax id: ISO 7064 MOD 11,10, and one digit that stands two or three times in the first ten."""
+    """German tax id: ISO 7064 MOD 11,10; of the first ten digits exactly one repeats, two or three times."""
     number = digits(text)
     if len(number) != 11 or number[0] == "0":
         return False
-    counts = Counter(number[:10])
-    if not any(count in (2, 3) for count in counts.values()):
+    repeated = [count for count in Counter(number[:10]).values() if count > 1]
+    if repeated not in ([2], [3]):
         return False
     product = 10
     for character in number[:10]:
@@ -79,48 +106,61 @@ def german_tax_id(text: str) -> bool:
 
 def french_nir(text: str) -> bool:
     """French NIR: key = 97 - number mod 97; Corsican departments count as 19 and 18."""
-    code = "".join(text.split()).upper().replace("2A", "19").replace("2B", "18")
+    code = text.replace(" ", "").replace("2A", "19").replace("2B", "18")
     return len(code) == 15 and code.isdigit() and 97 - int(code[:13]) % 97 == int(code[13:])
 
 
 def ip(text: str) -> bool:
-    """IPv4 or IPv6 address that could be somebody's: not unspecified, loopback or documentation-free text."""
+    """IPv4 or IPv6 address that could be somebody's host.
+
+    What is unspecified, loopback, multicast or reserved is not, nor is a network's own (x.y.0.0), which is how versions
+    look, nor an IPv6 address of fewer than three groups, which is how slices look.
+    """
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         return False
-    return not (address.is_unspecified or address.is_loopback)
+    if address.is_unspecified or address.is_loopback or address.is_multicast:
+        return False
+    if address.version == 4:
+        return not (address.is_reserved or text.startswith("0.") or text.endswith(".0.0"))
+    return len([group for group in text.split(":") if group]) >= 3
 
 
-def phone(text: str) -> bool:
-    """Phone numbers: valid by the numbering plan they claim, or nationally written and valid in a region above."""
-    international = text.lstrip(" (").startswith(("+", "00"))
-    number = "+" + text.strip()[2:] if text.strip().startswith("00") else text
-    for region in (None,) if international else PHONE_REGIONS:
-        try:
-            if phonenumbers.is_valid_number(phonenumbers.parse(number, region)):
-                return international or not _plain_number(text)
-        except phonenumbers.NumberParseException:
-            continue
-    return False
+def international_phone(text: str) -> bool:
+    """Phone numbers from + or 00 on: valid by the numbering plan of their country."""
+    compact = digits(text)
+    if text.startswith("00"):
+        compact = compact[2:]
+    return 7 <= len(compact) <= 15 and _numbered("+" + compact, None)
 
 
-def _plain_number(text: str) -> bool:
-    """Say whether it is bare digits or a date: too many order numbers and dates are valid somewhere."""
-    stripped = text.strip()
-    if stripped.isdigit():
-        return True
-    for pattern in ("%Y-%m-%d", "%d-%m-%Y", "%d.%m.%Y", "%m/%d/%Y", "%Y/%m/%d"):
-        try:
-            dt.datetime.strptime(stripped, pattern)  # noqa: DTZ007  (only the form matters)
-        except ValueError:
-            continue
-        return True
-    return False
+def national_phone(text: str) -> bool:
+    """Phone numbers from a trunk 0 on: valid in a country of NATIONAL_REGIONS, and neither dates nor decimals.
+
+    Bare digits only where they can be a mobile number: too many identifiers are valid somewhere.
+    """
+    compact = digits(text)
+    if not 10 <= len(compact) <= 12 or _DATE_OR_DECIMAL.match(text):
+        return False
+    if compact == text:
+        return _BARE.fullmatch(text) is not None
+    return any(_numbered(compact, region) for region in NATIONAL_REGIONS)
 
 
-def random_looking(text: str) -> bool:
-    """Say whether `text` has the entropy of a generated secret: at least 3 bits a character."""
-    counts = Counter(text)
-    entropy = -sum(count / len(text) * math.log2(count / len(text)) for count in counts.values())
-    return entropy >= 3.0
+def north_american_phone(text: str) -> bool:
+    """Phone numbers of the form 3-3-4: valid in the North American plan."""
+    return _numbered("+1" + digits(text)[-10:], None)
+
+
+def secret_assignment(text: str) -> bool:
+    """Whether what is assigned looks made up (it holds a digit) and is neither a call nor a variable."""
+    value = regex.split(r"[:=]\s*", text, maxsplit=1)[1]
+    return any(character in string.digits for character in value) and not regex.search(r"[(\[{$]", value)
+
+
+def _numbered(number: str, region: str | None) -> bool:
+    try:
+        return phonenumbers.is_valid_number(phonenumbers.parse(number, region))
+    except phonenumbers.NumberParseException:
+        return False
