@@ -41,9 +41,12 @@ async def scan_prompt(scanner: Scanner, messages: Sequence[str]) -> tuple[tuple[
     def scan() -> tuple[tuple[Finding, ...], ...]:
         return tuple(scanner.scan(message) for message in messages)
 
-    if sum(map(len, messages)) <= _INLINE_CHARACTERS:
-        return scan()
-    return await asyncio.to_thread(scan)
+    try:
+        if sum(map(len, messages)) <= _INLINE_CHARACTERS:
+            return scan()
+        return await asyncio.to_thread(scan)
+    except TimeoutError:
+        raise GuardUnavailable("the prompt could not be inspected in time") from None
 
 
 def prompt_facts(found: Sequence[Sequence[Finding]]) -> list[PromptFinding]:
