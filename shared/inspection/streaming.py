@@ -19,6 +19,8 @@ from shared.inspection.rules import MATCH_SECONDS
 from shared.inspection.scanner import START, Scan, Scanner
 
 _STEP = 256
+# Below this many held characters every piece is looked at as it comes.
+_EAGER = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,10 @@ class StreamInspector:
             room = _STEP - (self._offset + len(self._buffer)) % _STEP
             self._buffer += chunk[position : position + room]
             position += room
+            if len(self._buffer) > _EAGER and (self._offset + len(self._buffer)) % _STEP:
+                # What is held is read again each time: a long hold is looked at once a step, or a model that emits
+                # an endless run would cost the square of its length. When text is looked at changes no result.
+                continue
             released = self._advance(final=False)
             text.append(released.text)
             findings.extend(released.findings)

@@ -194,8 +194,9 @@ class Owned:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("owned_task_failed", error=error)
+        # An `Error` is an outcome, told to whoever awaits it; asking for it here keeps asyncio from printing it.
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Error):
+            log.error("owned_task_failed", error=error)
 
     async def drain(self, seconds: float) -> int:
         """Wait for all tasks for at most `seconds`, cancel the rest, return how many were cancelled."""
