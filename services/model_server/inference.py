@@ -24,6 +24,7 @@ from bastide.model_server.v1 import inference_pb2
 from bastide.policy_guard.v1 import guard_pb2
 from bastide.types.v1 import content_pb2, decision_pb2, evidence_pb2, principal_pb2
 from services.model_server.backends import Backend, Finish, GenerationRequest, Piece, check_request
+from services.model_server.backends.deadline import expiring
 from services.model_server.guard_session import GuardSession
 from services.model_server.outbox import Outbox
 from services.model_server.serving import Served, Serving
@@ -39,6 +40,8 @@ log = structlog.get_logger()
 # Lapsed leases are closed INTERRUPTED; a call that ends on time must never look like one.
 LEASE_MARGIN_SECONDS = 30.0
 MAX_COALESCED = 32 * 1024
+# A character takes at most 4 bytes, and the contract bounds one inspection at 64 KiB.
+MAX_INSPECTED = 16 * 1024
 _ROLES = {content_pb2.ROLE_SYSTEM: "system", content_pb2.ROLE_USER: "user", content_pb2.ROLE_ASSISTANT: "assistant"}
 _FINISH = {Finish.STOP: content_pb2.FINISH_REASON_STOP, Finish.LENGTH: content_pb2.FINISH_REASON_LENGTH}
 
@@ -64,7 +67,6 @@ class InferenceLimits:
 class _Progress:
     """What has happened so far; what the end record tells."""
 
-    authorised: record_pb2.Record | None = None
     released: list[str] = field(default_factory=list)
     findings: list[content_pb2.Finding] = field(default_factory=list)
     prompt_findings: list[content_pb2.Finding] = field(default_factory=list)
@@ -120,7 +122,10 @@ class Inference:
             seconds = self._limits.max_seconds
             remaining = call.remaining()
             seconds = seconds if remaining is None else min(seconds, remaining)
-            session = GuardSession(self._guard, timeout=self._limits.guard_seconds, lifetime=seconds)
+            # Longer than the generation, so that a call which takes too long ends for that and not for its guard.
+            session = GuardSession(
+                self._guard, timeout=self._limits.guard_seconds, lifetime=seconds + self._limits.guard_seconds
+            )
             try:
                 async with contextlib.aclosing(
                     self._guarded(call, wanted, served, session, stream=stream, seconds=seconds)
@@ -140,6 +145,7 @@ class Inference:
         stream: bool,
         seconds: float,
     ) -> AsyncGenerator[Event, None]:
+        deadline = asyncio.get_running_loop().time() + seconds
         request = _request(wanted, served.backend, seconds, self._limits.default_max_new_tokens)
         decided = await session.open(_opening(call, wanted, served, stream=stream))
         judgement = self._verifier.verify(
@@ -153,7 +159,8 @@ class Inference:
             raise Denied(judgement)
         messages = tuple(Message(role=_ROLES[item.role], content=item.content) for item in decided.messages)
         duties = judgement.decision.obligations
-        progress.usage.prompt_tokens = await served.backend.count_tokens(messages)
+        async with expiring(deadline):
+            progress.usage.prompt_tokens = await served.backend.count_tokens(messages)
         room = served.backend.abilities.max_context - progress.usage.prompt_tokens
         if room < 1:
             raise errors.InvalidArgument("the prompt does not fit the model's context", field="call.messages")
@@ -162,13 +169,6 @@ class Inference:
             prompt_tokens=progress.usage.prompt_tokens, max_new_tokens=cap, lease=max(1.0, seconds)
         )
         progress.prompt = _commitment("prompt", _prompt_bytes(wanted))
-        await self._authorise(call, progress, seconds)
-        yield inference_pb2.GenerationStart(
-            call_id=call.call_id,
-            decision_id=judgement.decision.decision_id,
-            model_version=served.version.manifest.name,
-            prompt_findings=decided.findings,
-        )
         final = GenerationRequest(
             messages=messages,
             max_new_tokens=cap,
@@ -181,26 +181,36 @@ class Inference:
             frequency_penalty=request.frequency_penalty,
             stop=request.stop,
         )
+        authorised = self._owned.start(self._authorise(call, progress, seconds))
         try:
+            await asyncio.shield(authorised)
+            yield inference_pb2.GenerationStart(
+                call_id=call.call_id,
+                decision_id=judgement.decision.decision_id,
+                model_version=served.version.manifest.name,
+                prompt_findings=decided.findings,
+            )
             if duties.disclosure:
                 line = duties.disclosure + "\n\n"
                 progress.released.append(line)
                 yield inference_pb2.GenerationChunk(text=line)
-            async with contextlib.aclosing(self._released(served.backend, final, session, progress)) as chunks:
+            generated = _coalesced(served.backend.generate(final), deadline)
+            async with contextlib.aclosing(self._released(call, generated, session, progress)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         except (asyncio.CancelledError, GeneratorExit):
             # The caller went away: generation has stopped, and what was released is told by a task of our own.
-            self._owned.start(self._end(call, wanted, progress, errors.Cancelled("the caller went away")))
+            gone = errors.Cancelled("the caller went away")
+            self._owned.start(self._end(call, wanted, progress, authorised, gone))
             raise
         except errors.Error as error:
-            await asyncio.shield(self._owned.start(self._end(call, wanted, progress, error)))
+            await asyncio.shield(self._owned.start(self._end(call, wanted, progress, authorised, error)))
             raise
         except Exception:
             unforeseen = errors.Error("internal error")
-            await asyncio.shield(self._owned.start(self._end(call, wanted, progress, unforeseen)))
+            await asyncio.shield(self._owned.start(self._end(call, wanted, progress, authorised, unforeseen)))
             raise
-        appended = await asyncio.shield(self._owned.start(self._end(call, wanted, progress, None)))
+        appended = await asyncio.shield(self._owned.start(self._end(call, wanted, progress, authorised, None)))
         yield inference_pb2.GenerationEnd(
             finish_reason=progress.finish,
             usage=progress.usage,
@@ -212,49 +222,68 @@ class Inference:
         )
 
     async def _released(
-        self, backend: Backend, request: GenerationRequest, session: GuardSession, progress: _Progress
+        self, call: Call, generated: AsyncGenerator[Piece, None], session: GuardSession, progress: _Progress
     ) -> AsyncGenerator[inference_pb2.GenerationChunk, None]:
         """Yield what the guard releases of what the backend generates, then settle."""
-        async with contextlib.aclosing(_coalesced(backend.generate(request))) as pieces:
+        async with contextlib.aclosing(generated) as pieces:
             async for piece in pieces:
                 progress.usage.completion_tokens += piece.tokens
                 if piece.finish is not None:
                     progress.finish = _FINISH[piece.finish]
-                if not piece.text:
-                    continue
-                answer = await session.inspect(piece.text)
-                if isinstance(answer, guard_pb2.Cut):
-                    progress.finish = content_pb2.FINISH_REASON_CONTENT
-                    await session.finish(progress.usage, progress.finish)
-                    raise _cut(answer)
-                if (chunk := _chunk(answer, progress)) is not None:
-                    yield chunk
+                for start in range(0, len(piece.text), MAX_INSPECTED):
+                    answer = await session.inspect(piece.text[start : start + MAX_INSPECTED])
+                    if isinstance(answer, guard_pb2.Cut):
+                        progress.finish = content_pb2.FINISH_REASON_CONTENT
+                        await session.finish(progress.usage, progress.finish)
+                        raise _cut(answer)
+                    if (chunk := _chunk(answer, progress)) is not None:
+                        yield chunk
         if progress.finish == content_pb2.FINISH_REASON_UNSPECIFIED:
             raise errors.BackendUnavailable("the backend ended without saying why")
         closed = await session.finish(progress.usage, progress.finish)
         if isinstance(closed, guard_pb2.Cut):
             progress.finish = content_pb2.FINISH_REASON_CONTENT
             raise _cut(closed)
-        progress.verdict = closed.verdict
+        progress.verdict = self._verified(call, closed.verdict)
         if (chunk := _chunk(closed.released, progress)) is not None:
             yield chunk
 
-    async def _authorise(self, call: Call, progress: _Progress, seconds: float) -> None:
+    def _verified(self, call: Call, verdict: decision_pb2.SignedDecision) -> decision_pb2.SignedDecision:
+        """Return the guard's final verdict. Raises GuardUnavailable unless it allows the answer to this very call."""
+        assert call.judgement is not None
+        final = self._verifier.verify(
+            verdict,
+            call.judgement.opening,
+            method=call.method,
+            action=call.row.action,
+            subject=call.person.subject,
+        )
+        if not final.allowed or final.decision.decision_id != call.judgement.decision.decision_id:
+            raise errors.GuardUnavailable("the guard's verdict is not about this answer")
+        return verdict
+
+    async def _authorise(self, call: Call, progress: _Progress, seconds: float) -> record_pb2.Record:
         record = self._record(call, record_pb2.RECORD_KIND_AUTHORISED)
         record.lease.FromTimedelta(dt.timedelta(seconds=seconds + LEASE_MARGIN_SECONDS))
         record.commitments.append(_public(progress.prompt))
         await self._audit.append([record])
         call.recorded = True
-        progress.authorised = record
+        return record
 
     async def _end(
-        self, call: Call, wanted: inference_pb2.InferenceCall, progress: _Progress, error: errors.Error | None
+        self,
+        call: Call,
+        wanted: inference_pb2.InferenceCall,
+        progress: _Progress,
+        authorised: asyncio.Task[record_pb2.Record],
+        error: errors.Error | None,
     ) -> audit_pb2.Appended:
         """Record the end of an authorised call; what the log cannot take now waits in the outbox.
 
-        Raises AuditUnavailable where it waits, so that a call without its record never ends well.
+        Raises AuditUnavailable where it waits, so that a call without its record never ends well, and where the call
+        was never authorised.
         """
-        assert progress.authorised is not None
+        opened = await authorised
         assert call.inference is not None
         call.inference.usage.CopyFrom(progress.usage)
         call.inference.finish_reason = progress.finish
@@ -262,7 +291,7 @@ class Inference:
         if progress.verdict is not None:
             call.inference.verdict.CopyFrom(progress.verdict)
         record = self._record(call, _end_kind(error), error)
-        record.authorised_record_id = progress.authorised.record_id
+        record.authorised_record_id = opened.record_id
         progress.completion = _commitment("completion", "".join(progress.released).encode())
         record.commitments.extend((_public(progress.prompt), _public(progress.completion)))
         if call.judgement is not None and call.judgement.decision.obligations.retain_text:
@@ -295,8 +324,11 @@ class Inference:
         )
 
 
-async def _coalesced(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
-    """Join what was generated while the consumer was busy, so that a slow hop never slows generation."""
+async def _coalesced(pieces: AsyncGenerator[Piece, None], deadline: float) -> AsyncGenerator[Piece, None]:
+    """Join what was generated while the consumer was busy, so that a slow hop never slows generation.
+
+    Raises DeadlineExceeded when nothing came by `deadline`, whatever the backend makes of its own.
+    """
     waiting: list[Piece] = []
     arrived = asyncio.Event()
     room = asyncio.Event()
@@ -315,7 +347,8 @@ async def _coalesced(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piec
     task.add_done_callback(lambda _: arrived.set())
     try:
         while True:
-            await arrived.wait()
+            async with expiring(deadline):
+                await arrived.wait()
             arrived.clear()
             if waiting:
                 taken, waiting[:] = list(waiting), []

@@ -26,9 +26,7 @@ def question(text: str, *, purpose: str = "internal-assistant") -> inference_pb2
 
 async def test_allowed_call_streams_with_a_receipt_and_denied_call_releases_nothing(tmp_path) -> None:
     build_tiny_model(tmp_path / "models" / "tiny")
-    async with running(
-        tmp_path / "home", model_server={"IMPORT_ROOTS": f'["{tmp_path / "models"}"]'}
-    ) as suite:
+    async with running(tmp_path / "home", model_server={"IMPORT_ROOTS": f'["{tmp_path / "models"}"]'}) as suite:
         ada, _ = await suite.bootstrap()
         manager = await suite.person(ada, "mia@example.org", "model-manager")
         approver = await suite.person(ada, "raj@example.org", "release-approver")
