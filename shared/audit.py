@@ -47,7 +47,9 @@ class AuditClient:
                 response = await self._append(request)
         except (grpc.aio.AioRpcError, TimeoutError):
             raise AuditUnavailable("the audit log did not acknowledge the record") from None
-        if len(response.appended) != len(records) or not all(item.proof and item.leaf for item in response.appended):
+        # What cannot be parsed arrives as None.
+        whole = isinstance(response, audit_pb2.AppendRecordsResponse) and len(response.appended) == len(records)
+        if not whole or not all(item.proof and item.leaf for item in response.appended):
             raise AuditUnavailable("the audit log acknowledged something else")
         return response.appended
 

@@ -102,6 +102,8 @@ class GuardClient:
                 response = await self._ask(request)
         except (grpc.aio.AioRpcError, TimeoutError):
             raise GuardUnavailable("the policy guard did not decide") from None
+        if not isinstance(response, guard_pb2.CheckAccessResponse):  # what cannot be parsed arrives as None
+            raise GuardUnavailable("the policy guard answered something else")
         return self._verifier.verify(
             response.decision,
             response.opening,

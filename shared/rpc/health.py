@@ -22,4 +22,6 @@ async def serving_problem(channel: Channel) -> str:
         answer = await _stub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_SECONDS)
     except grpc.aio.AioRpcError as error:
         return f"not reachable ({error.code().name})"
+    if not isinstance(answer, health_pb2.HealthCheckResponse):
+        return "answers something else"
     return "" if answer.status == health_pb2.HealthCheckResponse.SERVING else "not ready"

@@ -128,7 +128,10 @@ async def errors_layer(call: Call, following: Next) -> None:
 
 
 async def _abort(call: Call, error: errors.Error) -> None:
-    details = status.render(error, call_id=call.call_id)
+    metadata = {"call_id": call.call_id}
+    if call.judgement is not None:
+        metadata["decision_id"] = call.judgement.decision.decision_id
+    details = status.render(error, **metadata)
     code = next(code for code in grpc.StatusCode if code.value[0] == int(error.code))
     await call.context.abort(
         code, error.message, trailing_metadata=((status.DETAILS_KEY, details.SerializeToString()),)

@@ -81,9 +81,7 @@ class Interposer:
         ca = read("ca.pem").read_bytes()
         self._channel = grpc.aio.secure_channel(
             f"127.0.0.1:{self._target}",
-            grpc.ssl_channel_credentials(
-                ca, read(f"{CALLER}.key").read_bytes(), read(f"{CALLER}.pem").read_bytes()
-            ),
+            grpc.ssl_channel_credentials(ca, read(f"{CALLER}.key").read_bytes(), read(f"{CALLER}.pem").read_bytes()),
             options=[
                 ("grpc.ssl_target_name_override", f"{self._service}.bastide.local"),
                 ("grpc.use_local_subchannel_pool", 1),
