@@ -102,6 +102,7 @@ class Stage:
         self.remote = RemoteModel()
         self.spans = InMemorySpanExporter()
         self.log = folder / "log"
+        self.administrator: Person
         self.user: Person
         self.auditor: Person
         self.budgeted: Person
@@ -283,7 +284,8 @@ class Stage:
 
     async def _cast(self) -> None:
         """Enrol everybody and release both models."""
-        ada, _ = await self.suite.bootstrap()
+        self.administrator, _ = await self.suite.bootstrap()
+        ada = self.administrator
         manager = await self.suite.person(ada, "mia@example.org", "model-manager")
         approver = await self.suite.person(ada, "raj@example.org", "release-approver")
         self.user = await self.suite.person(ada, "uma@example.org", "user")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import random
 import re
@@ -15,6 +16,7 @@ import grpc
 import pytest
 
 from bastide.model_server.v1 import catalog_pb2, catalog_pb2_grpc, inference_pb2, inference_pb2_grpc
+from bastide.policy_guard.v1 import identity_pb2
 from services.model_server.backends import GenerationRequest
 from tests.fakes.interposer import Fault
 from tests.integration.stage import Outcome, Stage, question
@@ -55,15 +57,21 @@ def canaries(count: int, seed: int = 7) -> list[Canary]:
     for number in range(count):
         kind = list(MARKERS)[number % len(MARKERS)]
         marker, tail = MARKERS[kind], f"{number:04d}{rng.randrange(10**4):04d}"
-        value = {
-            "email": f"{marker}{tail}@customer.example",
-            "token": f"ghp_{marker}{tail}{'A' * 20}",
-            "password": f"password: {marker}{tail}",
-            "plain": f"{marker}{tail}",
-            "iban": _iban(f"{marker}{tail}"),
-            "card": _luhn(f"{marker}{tail[-5:]}"),
-            "phone": f"+49 {marker}{tail[:1]}",
-        }[kind]
+        match kind:
+            case "email":
+                value = f"{marker}{tail}@customer.example"
+            case "token":
+                value = f"ghp_{marker}{tail}{'A' * 20}"
+            case "password":
+                value = f"password: {marker}{tail}"
+            case "iban":
+                value = _iban(f"{marker}{tail}")
+            case "card":
+                value = _luhn(f"{marker}{tail[-5:]}")
+            case "phone":
+                value = f"+49 {marker}{tail[3:]}"
+            case _:
+                value = f"{marker}{tail}"
         made.append(Canary(value=value, name=f"{marker}{tail}"))
     return made
 
@@ -161,7 +169,12 @@ async def test_no_canary_is_kept_or_shown_in_plaintext(stage: Stage) -> None:
     assert found_in(files(stage.folder)) == []
     await stage.reset()
     assert found_in(files(stage.folder)) == []
+    kept = "\n".join(name for name, _ in files(stage.folder))
+    for part in ("audit/records.db-wal", "policy-guard/records.db", "audit/log/tile", "model-server/objects", "log"):
+        assert part in kept
+    assert "uma" not in kept
     assert found_in(shown(stage)) == []
+    assert len(list(shown(stage))) > COUNT
     for outcome in outcomes:
         assert found_in([("status", f"{outcome.details} {outcome.metadata}".encode())]) == []
 
@@ -216,7 +229,12 @@ async def bare(stage: Stage, canary: Canary) -> Outcome:
 async def test_no_persons_name_stands_in_the_log(stage: Stage) -> None:
     outcome = await stage.ask("stream", question("My friend is zora@friends.example."))
     assert outcome.code is grpc.StatusCode.OK
-    people = re.compile(rb"(?:ada|bob|mia|raj|uma|kim|bud)@example\.org|zora@friends\.example")
+    for subject in ("uma@example.org", "nobody.known@friends.example"):
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await stage.suite.identity.GetUser(
+                identity_pb2.GetUserRequest(subject=subject), metadata=stage.administrator.metadata, timeout=10
+            )
+    people = re.compile(rb"(?:ada|bob|mia|raj|uma|kim|bud)@example\.org|[a-z.]+@friends\.example")
     assert people.search(b"uma@example.org")
     for name, content in files(stage.home / "audit"):
         assert (hit := people.search(content)) is None, (name, content[hit.start() - 300 : hit.end() + 100])
