@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import functools
-import hashlib
 from collections.abc import AsyncIterator, Mapping
 
 from bastide.audit.v1 import record_pb2
@@ -142,7 +141,6 @@ async def _record_recoveries(revisions: Revisions, audit: AuditLog) -> None:
         )
         record.record_id = f"policy-recovery-{recovery.number}"
         record.occurred_at.FromDatetime(recovery.activated_at)
-        record.facts["by"] = hashlib.sha256(recovery.activator.encode()).hexdigest()
         await audit.append([record])
 
 

@@ -316,7 +316,9 @@ class AuthoriseLayer:
         """Go on only when the decision is an allow and stands in the log."""
         if call.row.auth is Auth.POLICY:
             resource = await self._resource(call)
-            call.resource_name = resource.name
+            if getattr(call.first, "subject", None) is None:
+                # A person's name is a fact for policy, which is sealed; it must not stand in the log.
+                call.resource_name = resource.name
             judgement = await self._guard.check(call, resource)
             call.judgement = judgement
             if not judgement.allowed:

@@ -124,22 +124,10 @@ class Stage:
         guard_port, audit_port = free_ports(2)
         build_tiny_model(self.folder / "models" / "tiny")
         async with self.remote.running():
-            overrides = {
-                "policy-guard": {
-                    "POLICIES": str(self._policies()),
-                    "ENGINE": "embedded",
-                    "DECISION_SECONDS": str(DECISION_SECONDS),
-                    "TOKEN_SECONDS": "3600",
-                },
-                "model-server": {
-                    "IMPORT_ROOTS": f'["{self.folder / "models"}"]',
-                    "REMOTES": f'{{"fake": {{"kind": "openai", "url": "{self.remote.url}/v1"}}}}',
-                    "GUARD__ADDRESS": f"127.0.0.1:{guard_port}",
-                    "AUDIT__ADDRESS": f"127.0.0.1:{audit_port}",
-                    "GUARD__TIMEOUT_SECONDS": str(PEER_SECONDS),
-                    "AUDIT__TIMEOUT_SECONDS": str(PEER_SECONDS),
-                    "MAX_GENERATION_SECONDS": str(GENERATION_SECONDS),
-                },
+            overrides = self.overrides()
+            overrides["model-server"] |= {
+                "GUARD__ADDRESS": f"127.0.0.1:{guard_port}",
+                "AUDIT__ADDRESS": f"127.0.0.1:{audit_port}",
             }
             self.suite = Suite(self.folder / "home", overrides=overrides)
             ports = self.suite.grpc
@@ -168,13 +156,32 @@ class Stage:
                 await self.guard.start()
                 await self.audit.start()
                 await self.suite.start("model-server")
-                await self._cast()
+                await self.cast()
                 yield self
             finally:
                 await self.suite.close()
                 await self.guard.close()
                 await self.audit.close()
                 structlog.reset_defaults()
+
+    def overrides(self) -> dict[str, dict[str, str]]:
+        """Return settings by service: short deadlines, the fakes, budgets for many calls."""
+        return {
+            "audit": {"LEASE_CHECK_SECONDS": "1"},
+            "policy-guard": {
+                "POLICIES": str(self._policies()),
+                "ENGINE": "embedded",
+                "DECISION_SECONDS": str(DECISION_SECONDS),
+                "TOKEN_SECONDS": "3600",
+            },
+            "model-server": {
+                "IMPORT_ROOTS": f'["{self.folder / "models"}"]',
+                "REMOTES": f'{{"fake": {{"kind": "openai", "url": "{self.remote.url}/v1"}}}}',
+                "GUARD__TIMEOUT_SECONDS": str(PEER_SECONDS),
+                "AUDIT__TIMEOUT_SECONDS": str(PEER_SECONDS),
+                "MAX_GENERATION_SECONDS": str(GENERATION_SECONDS),
+            },
+        }
 
     async def use(self, engine: str) -> None:
         """Have the guard run on `engine`."""
@@ -253,9 +260,9 @@ class Stage:
         kinds = [record_pb2.RecordKind.Name(item.kind) for item in reversed(answer.entries)]
         return [kind.removeprefix("RECORD_KIND_") for kind in kinds]
 
-    async def recorded(self, call_id: str, *expected: str) -> None:
+    async def recorded(self, call_id: str, *expected: str, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until the log holds exactly these kinds of the call."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + seconds
         while (found := await self.kinds(call_id)) != list(expected):
             assert time.monotonic() < deadline, f"recorded {found}, not {list(expected)}"
             await asyncio.sleep(0.05)
@@ -282,7 +289,7 @@ class Stage:
         limits.write_text(head + named + tail)
         return copy
 
-    async def _cast(self) -> None:
+    async def cast(self) -> None:
         """Enrol everybody and release both models."""
         self.administrator, _ = await self.suite.bootstrap()
         ada = self.administrator

@@ -12,9 +12,10 @@ from bastide.audit.v1 import audit_pb2, audit_pb2_grpc, record_pb2
 from bastide.model_server.v1 import inference_pb2, inference_pb2_grpc
 from shared.inspection.scanner import Scanner
 from shared.rpc.call import Call
+from tests.fakes import remote_model
 from tests.fakes.interposer import Fault
 from tests.fakes.scripted_backend import GOOD
-from tests.integration.stage import DISCLOSURE, Outcome, Stage, question, until
+from tests.integration.stage import DISCLOSURE, GENERATION_SECONDS, Outcome, Stage, question, until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("stage")]
 
@@ -248,6 +249,21 @@ async def test_backend_that_ignores_its_deadline_is_held_to_the_servers(stage: S
     outcome = await stage.ask(how)
     assert (outcome.code, outcome.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
     await until(lambda: stage.backend.running == 0, "generation stops")
+    await stage.recorded(outcome.call_id, "AUTHORISED", "FAILED")
+
+
+@pytest.mark.slow
+async def test_backend_that_talks_on_past_the_deadline_is_ended_for_that(stage: Stage) -> None:
+    loop = asyncio.get_running_loop()
+    events: list[object] = []
+    for number in range(round(10 * GENERATION_SECONDS) + 20):
+        tick = asyncio.Event()
+        loop.call_later(number / 10, tick.set)
+        events += (tick, remote_model.chunk("and so on "))
+    stage.remote.events = tuple(events)
+    outcome = await stage.ask("stream", question(model="remote"))
+    assert (outcome.code, outcome.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+    assert "and so on and so on" in outcome.text
     await stage.recorded(outcome.call_id, "AUTHORISED", "FAILED")
 
 
