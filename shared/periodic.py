@@ -15,9 +15,9 @@ log = structlog.get_logger()
 
 @contextlib.asynccontextmanager
 async def repeating(work: Callable[[], Awaitable[object]], *, seconds: float, name: str) -> AsyncIterator[None]:
-    """Run `work` every `seconds` within the context; a failure that is an `Error` is logged and tried again.
+    """Run `work` every `seconds` within the context; a failure is logged, and the next round tries again.
 
-    Anything else ends the task and is raised when the context ends. `work` MUST have deadlines of its own.
+    `work` MUST have deadlines of its own.
     """
 
     async def loop() -> None:
@@ -26,6 +26,8 @@ async def repeating(work: Callable[[], Awaitable[object]], *, seconds: float, na
                 await work()
             except Error as error:
                 log.warning("periodic_work_failed", work=name, reason=error.reason)
+            except Exception as error:  # noqa: BLE001  (a defect in one round must not end all later ones unseen)
+                log.error("periodic_work_broken", work=name, error=error)
             await asyncio.sleep(seconds)
 
     task = asyncio.create_task(loop(), name=name)

@@ -282,7 +282,7 @@ class InferenceFacts(_message.Message):
     finish_reason: _content_pb2.FinishReason.ValueType
     """Why it ended."""
     request_id: _builtins.str
-    """The caller's own id for the call; data, never a key."""
+    """The caller's own id for the call, as the caller chose it; data, never a key. Callers MUST NOT put personal data in it."""
     template_digest: _builtins.str
     """Digest of the chat template used."""
     @_builtins.property
