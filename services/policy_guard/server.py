@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from bastide.audit.v1 import record_pb2
 from services.policy_guard import methods
 from services.policy_guard.acknowledgements import Acknowledgements
-from services.policy_guard.budgets import Budgets
+from services.policy_guard.budgets import open_budgets
 from services.policy_guard.bundle import Bundle
 from services.policy_guard.config import PolicyGuardSettings
 from services.policy_guard.decisions import DecisionSigner
@@ -20,12 +20,10 @@ from services.policy_guard.guard_service import GuardService, LocalGuard
 from services.policy_guard.identity_service import IdentityService
 from services.policy_guard.judge import Judge
 from services.policy_guard.lifecycle import Lifecycle
-from services.policy_guard.local_budgets import LocalBudgets
 from services.policy_guard.migrations import SCRIPTS
 from services.policy_guard.passwords import Passwords
 from services.policy_guard.policy_service import PolicyService
 from services.policy_guard.revisions import Revisions
-from services.policy_guard.shared_budgets import SharedBudgets
 from services.policy_guard.sign_in import SignIn
 from services.policy_guard.throttle import Throttle
 from services.policy_guard.token_issuer import TokenIssuer
@@ -77,10 +75,7 @@ async def compose(settings: PolicyGuardSettings) -> AsyncIterator[Server]:
             engine, revisions, loaded=loaded, administrator_tenants=frozenset(settings.administrator_tenants)
         )
         await lifecycle.start(settings.policies)
-        budgets: Budgets = (
-            LocalBudgets(records, clock=now) if records.dialect == "sqlite" else SharedBudgets(records, clock=now)
-        )
-        await stack.enter_async_context(budgets)
+        budgets = await stack.enter_async_context(open_budgets(records, clock=now))
         passwords = Passwords()
         factors = SecondFactors(keys, issuer="Bastide")
         throttle = Throttle(records, clock=now)
