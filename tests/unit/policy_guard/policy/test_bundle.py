@@ -87,6 +87,8 @@ def test_every_change_of_content_changes_the_revision() -> None:
         gzip.compress(bytes(bundle.MAX_UNPACKED_BYTES + 1)),
         bytes(bundle.MAX_ARCHIVE_BYTES + 1),
     ],
+    # An archive carries the time it was packed at, and every xdist worker must name a test alike.
+    ids=lambda archive: f"{len(archive)} bytes",
 )
 def test_an_archive_that_is_not_wholly_a_bundle_is_refused(archive: bytes) -> None:
     with pytest.raises(BundleError):
