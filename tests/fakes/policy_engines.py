@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.child import tether
+from tests import signals
 
 QUESTION = "inference"
 # Longer than the deadline that the tests set for a decision.
@@ -81,7 +82,7 @@ class Engines:
             try:
                 line = (process / "cmdline").read_text() if process.name.isdigit() else ""
                 if program in line and str(self.folder) in (process / "environ").read_text():
-                    os.kill(int(process.name), number)
+                    signals.send(int(process.name), number)
                     found += 1
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue

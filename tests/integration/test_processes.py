@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from services.model_server.inference import LEASE_MARGIN_SECONDS
+from tests import signals
 from tests.fakes import remote_model
 from tests.fakes.tiny_model import build_tiny_model
 from tests.integration.stage import DISCLOSURE, GENERATION_SECONDS, Outcome, Stage, question, until
@@ -65,7 +66,7 @@ async def test_process_is_lost_in_mid_stream(stage: Stage, service: str, number:
     if number is signal.SIGKILL:
         stage.suite.kill(service)
     else:
-        stage.suite.processes[service].send_signal(number)
+        signals.send(stage.suite.processes[service].pid, number)
     gate.set()
     outcome = await asking
     assert outcome.code is grpc.StatusCode.UNAVAILABLE

@@ -18,6 +18,7 @@ from services.policy_guard.engine import MAX_REVISIONS, PolicyEngine
 from services.policy_guard.engines import choose_engine
 from services.policy_guard.result import Effect, Question
 from shared.errors import FailedPrecondition, GuardUnavailable
+from tests import signals
 from tests.unit.policy_guard.policy.conftest import DEFAULT, opa_binary, soon, vectors, with_data, with_module
 
 ALLOWED = next(case["input"] for case in vectors("access") if case["effect"] == "ALLOW")
@@ -115,7 +116,7 @@ async def test_revisions_alive_at_once_are_bounded() -> None:
 async def test_a_hung_engine_ends_in_an_error_and_is_replaced(engine: PolicyEngine) -> None:
     await engine.load(DEFAULT)
     hung = processes(engine, DEFAULT.revision)
-    os.kill(hung, signal.SIGSTOP)
+    signals.send(hung, signal.SIGSTOP)
     started = asyncio.get_running_loop().time()
     with pytest.raises(GuardUnavailable):
         await ask(engine, seconds=0.3)
