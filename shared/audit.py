@@ -10,17 +10,27 @@ from typing import TYPE_CHECKING, Protocol
 
 import grpc
 import stamina
+import structlog
 
 from bastide.audit.v1 import audit_pb2, audit_pb2_grpc, record_pb2
 from bastide.types.v1 import principal_pb2
-from shared.errors import AuditUnavailable
+from shared.errors import AuditUnavailable, DataLoss
 from shared.identity.principal import Kind, Principal
+from shared.outbox import Outbox
 from shared.rpc.channel import Channel, outgoing
 
 if TYPE_CHECKING:
     from shared.rpc.call import Judgement
 
+log = structlog.get_logger()
+
 _RETRYABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+_FINAL = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS)
+_DELIVERED_AT_ONCE = 16
+
+
+class AuditRefused(AuditUnavailable):
+    """The audit log will not take this record, however often it is asked."""
 
 
 class AuditLog(Protocol):
@@ -30,22 +40,69 @@ class AuditLog(Protocol):
         """Return once every record is durable. Raises AuditUnavailable otherwise; callers MUST then refuse."""
         ...
 
+    async def conclude(self, record: record_pb2.Record) -> audit_pb2.Appended:
+        """Append the record of what has already happened.
+
+        Raises AuditUnavailable when the log did not acknowledge it: then it is kept, durably, and delivered later.
+        Callers MUST NOT report success. MUST run in a task that the caller's cancel does not reach.
+        """
+        ...
+
 
 class AuditClient:
     """Appends over mutual TLS. Appending is idempotent by record id, so it is retried within one deadline."""
 
-    def __init__(self, channel: Channel, *, timeout: float) -> None:
-        """Give each append `timeout` seconds in all."""
+    def __init__(self, channel: Channel, outbox: Outbox, *, timeout: float) -> None:
+        """Give each append `timeout` seconds in all; keep in `outbox` what must not be lost."""
         self._channel = channel
+        self._outbox = outbox
         self._timeout = timeout
 
     async def append(self, records: Sequence[record_pb2.Record]) -> Sequence[audit_pb2.Appended]:
+        """See AuditLog. Raises OutboxFull too: what is begun now could not be told at its end."""
+        self._outbox.check()
+        return await self._acknowledged(records)
+
+    async def conclude(self, record: record_pb2.Record) -> audit_pb2.Appended:
         """See AuditLog."""
+        try:
+            (appended,) = await self._acknowledged([record])
+        except AuditUnavailable:
+            await self._outbox.put(record)
+            log.warning("record_waits_in_outbox", record_id=record.record_id)
+            raise
+        return appended
+
+    async def deliver(self) -> None:
+        """Deliver what waits in the outbox; MUST be called at intervals. Raises AuditUnavailable; the rest waits.
+
+        What cannot be read, or what the log refuses for good, is set aside for a person, and blocks nothing.
+        """
+        while names := await self._outbox.waiting(_DELIVERED_AT_ONCE):
+            outcomes = await asyncio.gather(*map(self._deliver, names), return_exceptions=True)
+            for outcome in outcomes:
+                if outcome is not None:
+                    raise outcome
+
+    async def _deliver(self, name: str) -> None:
+        try:
+            await self._acknowledged([await self._outbox.read(name)])
+        except (AuditRefused, DataLoss) as error:
+            log.error("record_set_aside", name=name, reason=error.reason)
+            await self._outbox.set_aside(name)
+        else:
+            await self._outbox.delete(name)
+
+    async def _acknowledged(self, records: Sequence[record_pb2.Record]) -> Sequence[audit_pb2.Appended]:
         request = audit_pb2.AppendRecordsRequest(records=records)
         try:
             async with asyncio.timeout(self._timeout):
                 response = await self._append(request)
-        except (grpc.aio.AioRpcError, TimeoutError):
+        except grpc.aio.AioRpcError as error:
+            if error.code() in _FINAL:
+                raise AuditRefused("the audit log refuses the record") from None
+            raise AuditUnavailable("the audit log did not acknowledge the record") from None
+        except TimeoutError:
             raise AuditUnavailable("the audit log did not acknowledge the record") from None
         # What cannot be parsed arrives as None.
         whole = isinstance(response, audit_pb2.AppendRecordsResponse) and len(response.appended) == len(records)

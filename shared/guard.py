@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import hashlib
-import hmac
 from collections.abc import Callable
 
 import grpc
@@ -22,6 +20,8 @@ from shared.rpc.call import Call, Judgement
 from shared.rpc.channel import Channel, outgoing
 from shared.statements import Signature, StatementRefused, TrustRoot, verify_bytes
 from shared.statements.dsse import encode_base64
+from shared.transparency.commitment import verify_commitment
+from shared.transparency.errors import Unverified
 
 DECISION_TYPE = "application/vnd.bastide.decision.v1+protobuf"
 GUARD = "policy-guard"
@@ -57,23 +57,17 @@ class DecisionVerifier:
                 DECISION_TYPE, signed.decision, signature, self._trust, service=GUARD, kind=DECISION_KEY, at=now
             )
             decision = decision_pb2.Decision.FromString(signed.decision)
-        except (StatementRefused, DecodeError, ValueError):
+            verify_commitment(decision.input_commitment, opening.policy_input, opening.salt)
+            verify_commitment(decision.subject_commitment, subject.encode(), opening.salt)
+        except (StatementRefused, Unverified, DecodeError, ValueError):
             raise GuardUnavailable("the guard's decision does not verify") from None
         expected = (method, action, self._audience, subject)
         found = (decision.method, decision.action, decision.audience, opening.principal.subject)
         current = decision.decided_at.ToDatetime(dt.UTC) <= now + _SKEW and decision.expires_at.ToDatetime(dt.UTC) > now
         known = decision.effect in (decision_pb2.EFFECT_ALLOW, decision_pb2.EFFECT_DENY)
-        opened = hmac.compare_digest(
-            commit(opening.salt, opening.policy_input), decision.input_commitment
-        ) and hmac.compare_digest(commit(opening.salt, subject.encode()), decision.subject_commitment)
-        if not (expected == found and current and known and opened and decision.decision_id):
+        if not (expected == found and current and known and decision.decision_id):
             raise GuardUnavailable("the guard's decision is not about this call")
         return Judgement(decision=decision, signed=signed, opening=opening)
-
-
-def commit(salt: bytes, value: bytes) -> bytes:
-    """Return the salted commitment SHA-256(salt || value); `salt` is 32 random bytes, so lengths cannot be confused."""
-    return hashlib.sha256(salt + value).digest()
 
 
 class GuardClient:

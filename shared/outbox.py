@@ -1,71 +1,95 @@
-"""Records that the audit log could not take yet: sealed on disk, delivered in order, deleted when acknowledged."""
+"""Records that the audit log could not take yet: sealed on disk until they are delivered or set aside."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from prometheus_client import Gauge
+
 from bastide.audit.v1 import record_pb2
-from shared.audit import AuditLog
 from shared.errors import Unavailable
 from shared.keys import KeyProvider, files, seal, unseal
 
 USE = "outbox"
 PURPOSE = "audit-record"
 MAX_RECORDS = 10_000
-_BATCH = 64
+_WAITING = ".sealed"
+_ASIDE = ".aside"
+
+RECORDS = Gauge(
+    "bastide_outbox_records",
+    "Records of what has happened that the audit log does not have: `waiting` for it, or set `aside` for a person.",
+    ["state"],
+)
 
 
 class OutboxFull(Unavailable):
-    """Too many records wait; calls are refused until the audit log takes them."""
+    """Too many records wait; nothing new may happen until the audit log takes them."""
 
     reason = "OUTBOX_FULL"
 
 
 class Outbox:
-    """A folder of sealed records. `put` is durable when it returns."""
+    """A folder of sealed records. What `put` wrote is durable when it returns and stays until `delete`."""
 
-    def __init__(self, folder: Path, keys: KeyProvider, audit: AuditLog) -> None:
-        """Keep records in `folder`, which exists, until `audit` acknowledges them."""
+    def __init__(self, folder: Path, keys: KeyProvider) -> None:
+        """Keep records in `folder`, which exists and is this process's alone, sealed under a key of `keys`."""
         self._folder = folder
         self._keys = keys
-        self._audit = audit
-        self._delivering = asyncio.Lock()
+        self._writing = asyncio.Lock()
+        self._count = len(self._names(_WAITING))
+        self._report()
 
-    async def put(self, record: record_pb2.Record) -> None:
-        """Keep `record` until it is delivered. Raises OutboxFull."""
-        await asyncio.to_thread(self._write, record)
-
-    async def check(self) -> None:
-        """Raise OutboxFull when another call's record might not find room."""
-        if await asyncio.to_thread(lambda: len(self._waiting())) >= MAX_RECORDS:
+    def check(self) -> None:
+        """Raise OutboxFull when the record of something new might find no room."""
+        if self._count >= MAX_RECORDS:
             raise OutboxFull("too many records wait for the audit log", retry_after=5.0)
 
-    async def deliver(self) -> int:
-        """Deliver what waits, oldest first; return how many were. Raises AuditUnavailable; the rest stays."""
-        delivered = 0
-        async with self._delivering:
-            while names := (await asyncio.to_thread(self._waiting))[:_BATCH]:
-                records = [await asyncio.to_thread(self._read, name) for name in names]
-                await self._audit.append(records)
-                await asyncio.to_thread(self._delete, names)
-                delivered += len(names)
-        return delivered
+    async def put(self, record: record_pb2.Record) -> None:
+        """Keep `record` until it is deleted or set aside."""
+        async with self._writing:
+            await asyncio.to_thread(self._write, record)
+        self._count += 1
+        self._report()
 
-    def _waiting(self) -> list[str]:
-        return sorted(path.name for path in self._folder.iterdir() if path.suffix == ".sealed")
+    async def waiting(self, most: int) -> Sequence[str]:
+        """Return the names of up to `most` records, oldest first."""
+        return (await asyncio.to_thread(self._names, _WAITING))[:most]
+
+    async def read(self, name: str) -> record_pb2.Record:
+        """Return the record called `name`. Raises DataLoss when its bytes are not what was put there."""
+        content = await asyncio.to_thread((self._folder / name).read_bytes)
+        return record_pb2.Record.FromString(unseal(content, self._keys, use=USE, purpose=PURPOSE, name=name))
+
+    async def delete(self, name: str) -> None:
+        """Forget the record called `name`, durably."""
+        await asyncio.to_thread(self._settle, name, aside=False)
+
+    async def set_aside(self, name: str) -> None:
+        """Keep the record called `name` for a person to look at; it waits no more."""
+        await asyncio.to_thread(self._settle, name, aside=True)
+
+    def _names(self, suffix: str) -> list[str]:
+        return sorted(path.name for path in self._folder.iterdir() if path.suffix == suffix)
 
     def _write(self, record: record_pb2.Record) -> None:
-        name = f"{time.time_ns():020d}-{record.record_id}.sealed"
+        name = f"{time.time_ns():020d}-{record.record_id}{_WAITING}"
         sealed = seal(record.SerializeToString(), self._keys, use=USE, purpose=PURPOSE, name=name)
         files.create(self._folder / name, sealed)
 
-    def _read(self, name: str) -> record_pb2.Record:
-        content = (self._folder / name).read_bytes()
-        return record_pb2.Record.FromString(unseal(content, self._keys, use=USE, purpose=PURPOSE, name=name))
-
-    def _delete(self, names: list[str]) -> None:
-        for name in names:
-            (self._folder / name).unlink()
+    def _settle(self, name: str, *, aside: bool) -> None:
+        path = self._folder / name
+        if aside:
+            path.rename(path.with_suffix(_ASIDE))
+        else:
+            path.unlink()
         files.fsync_directory(self._folder)
+        self._count -= 1
+        self._report()
+
+    def _report(self) -> None:
+        RECORDS.labels("waiting").set(self._count)
+        RECORDS.labels("aside").set(len(self._names(_ASIDE)))

@@ -62,6 +62,11 @@ class LocalAudit:
         """See `shared.audit.AuditLog`."""
         return await self._recorder.take(self._writer, records)
 
+    async def conclude(self, record: record_pb2.Record) -> audit_pb2.Appended:
+        """See `shared.audit.AuditLog`: what the log's own store cannot take, no other file here would keep better."""
+        (appended,) = await self.append([record])
+        return appended
+
 
 class AuditService:
     """bastide.audit.v1.AuditService."""

@@ -24,7 +24,6 @@ from services.model_server.imports import ImportJobs
 from services.model_server.inference import Inference, InferenceLimits
 from services.model_server.inference_service import InferenceService
 from services.model_server.migrations import SCRIPTS
-from services.model_server.outbox import Outbox
 from services.model_server.provenance import BrokenChain, Provenance
 from services.model_server.serving import Serving
 from shared.audit import AuditClient
@@ -32,6 +31,7 @@ from shared.guard import DecisionVerifier, GuardClient
 from shared.identity.tokens import TokenVerifier
 from shared.keys import FileKeyProvider, SigningKey
 from shared.objects import ObjectStore
+from shared.outbox import Outbox
 from shared.periodic import repeating
 from shared.records.migrations import check_schema
 from shared.records.store import Records
@@ -65,7 +65,7 @@ async def compose(settings: ModelServerSettings) -> AsyncIterator[Server]:
         guard_channel = Channel(settings.guard, tls, service="policy-guard")
         stack.push_async_callback(audit_channel.close)
         stack.push_async_callback(guard_channel.close)
-        audit = AuditClient(audit_channel, timeout=settings.audit.timeout_seconds)
+        audit = AuditClient(audit_channel, Outbox(settings.outbox, keys), timeout=settings.audit.timeout_seconds)
         decisions = DecisionVerifier(trust, audience=spiffe_id)
         log_key = Verifier.parse((await asyncio.to_thread(settings.log_public_key.read_text)).strip())
         signing = SigningKey.load(settings.statement_key, name="model-server/statement")
@@ -73,7 +73,6 @@ async def compose(settings: ModelServerSettings) -> AsyncIterator[Server]:
         catalog = Catalog(records)
         serving = Serving(catalog, provenance, backend_for=functools.partial(_backend, settings=settings, store=store))
         stack.push_async_callback(serving.close)
-        outbox = Outbox(settings.outbox, keys, audit)
         owned = Owned()
         importing = Importing(
             catalog=catalog,
@@ -90,7 +89,6 @@ async def compose(settings: ModelServerSettings) -> AsyncIterator[Server]:
             guard=guard_channel,
             verifier=decisions,
             audit=audit,
-            outbox=outbox,
             owned=owned,
             limits=InferenceLimits(
                 default_max_new_tokens=settings.default_max_new_tokens,
@@ -120,7 +118,7 @@ async def compose(settings: ModelServerSettings) -> AsyncIterator[Server]:
             problems=problems,
             owned=owned,
         )
-        await stack.enter_async_context(repeating(outbox.deliver, seconds=1.0, name="outbox"))
+        await stack.enter_async_context(repeating(audit.deliver, seconds=1.0, name="outbox"))
         await stack.enter_async_context(repeating(serving.warm, seconds=2.0, name="warm"))
         await stack.enter_async_context(repeating(jobs.run, seconds=1.0, name="imports"))
         yield server

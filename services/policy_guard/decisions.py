@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +13,13 @@ from bastide.types.v1 import content_pb2, decision_pb2
 from services.policy_guard.result import InferenceObligations, PolicyResult
 from shared.audit import principal_message
 from shared.errors import GuardUnavailable
-from shared.guard import DECISION_TYPE, commit
+from shared.guard import DECISION_TYPE
 from shared.identity.principal import Principal
 from shared.keys import SigningKey
 from shared.rpc.call import Judgement
 from shared.statements import sign_bytes
 from shared.statements.dsse import decode_base64
+from shared.transparency.commitment import commit, new_salt
 
 LIFETIME = dt.timedelta(seconds=30)
 MAX_INPUT_BYTES = 16 * 1024
@@ -43,7 +43,7 @@ class DecisionSigner:
         facts = rfc8785.dumps(policy_input)
         if len(facts) > MAX_INPUT_BYTES:
             raise GuardUnavailable("the policy input is too large to be recorded")
-        salt = os.urandom(32)
+        salt = new_salt()
         now = self._clock()
         decision = decision_pb2.Decision(
             decision_id=str(uuid.uuid4()),
@@ -64,8 +64,8 @@ class DecisionSigner:
             action=policy_input["action"],
             method=method,
             audience=audience,
-            input_commitment=commit(salt, facts),
-            subject_commitment=commit(salt, principal.subject.encode()),
+            input_commitment=commit(facts, salt),
+            subject_commitment=commit(principal.subject.encode(), salt),
         )
         for limit, item in zip(decision.limits, result.limits, strict=True):
             limit.window.FromSeconds(item.window_seconds)

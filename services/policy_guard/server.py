@@ -33,6 +33,7 @@ from shared.audit import AuditClient, AuditLog, record_of
 from shared.identity.tokens import TokenVerifier
 from shared.inspection.scanner import Scanner
 from shared.keys import FileKeyProvider, SigningKey
+from shared.outbox import Outbox
 from shared.periodic import repeating
 from shared.records.migrations import check_schema
 from shared.records.store import Records
@@ -58,7 +59,7 @@ async def compose(settings: PolicyGuardSettings) -> AsyncIterator[Server]:
         keys = FileKeyProvider(settings.keys)
         audit_channel = Channel(settings.audit, tls, service="audit")
         stack.push_async_callback(audit_channel.close)
-        audit = AuditClient(audit_channel, timeout=settings.audit.timeout_seconds)
+        audit = AuditClient(audit_channel, Outbox(settings.outbox, keys), timeout=settings.audit.timeout_seconds)
         engine = choose_engine(engine=settings.engine, opa_binary=settings.opa_binary)
         stack.push_async_callback(engine.close)
         signer = DecisionSigner(SigningKey.load(settings.decision_key, name="policy-guard/decision"), clock=now)
@@ -119,6 +120,7 @@ async def compose(settings: PolicyGuardSettings) -> AsyncIterator[Server]:
         await stack.enter_async_context(
             repeating(functools.partial(_record_recoveries, revisions, audit), seconds=60.0, name="record-recoveries")
         )
+        await stack.enter_async_context(repeating(audit.deliver, seconds=1.0, name="outbox"))
         # Another replica, or an offline recovery, may change what is in force.
         await stack.enter_async_context(repeating(lifecycle.follow, seconds=2.0, name="follow-policy"))
         yield server

@@ -66,7 +66,8 @@ def create(home: Path, *, base_port: int = BASE_PORT, clients: tuple[str, ...] =
     files.create(home / "audit" / "log.key", signer.skey.encode())
     (home / "trust" / "log.vkey").write_text(signer.verifier.vkey + "\n")
     files.create(home / "audit" / "lookup.key", secrets.token_bytes(32))
-    (home / "model-server" / "outbox").mkdir(mode=0o700)
+    for service in ("policy-guard", "model-server"):
+        (home / service / "outbox").mkdir(mode=0o700)
     for position, service in enumerate(SERVICES):
         (home / service / f"{service}.toml").write_text(_configuration(home, service, base_port, position))
 
@@ -99,7 +100,7 @@ def _configuration(home: Path, service: str, base_port: int, position: int) -> s
     ]
     extra = {
         "audit": ['log_key = "log.key"', 'lookup_key = "lookup.key"', 'tiles = "log"'],
-        "policy-guard": ['decision_key = "decision.pem"', 'identity_key = "identity.pem"'],
+        "policy-guard": ['outbox = "outbox"', 'decision_key = "decision.pem"', 'identity_key = "identity.pem"'],
         "model-server": [
             f'objects = "file://{home.resolve() / service / "objects"}"',
             'outbox = "outbox"',

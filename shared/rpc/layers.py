@@ -214,7 +214,7 @@ class AuditLayer:
             await self._ended(call, errors.Error("internal error"))
             raise
         if call.row.recording is Recording.CHANGE:
-            await self._append(call, record_pb2.RECORD_KIND_CHANGED)
+            await self._audit.conclude(_record(call, record_pb2.RECORD_KIND_CHANGED))
 
     async def _allowed(self, call: Call) -> None:
         if call.row.recording is Recording.NONE:
@@ -222,7 +222,7 @@ class AuditLayer:
         kind = (
             record_pb2.RECORD_KIND_CHANGE if call.row.recording is Recording.CHANGE else record_pb2.RECORD_KIND_ACCESS
         )
-        await self._append(call, kind)
+        await self._audit.append([_record(call, kind)])
         call.recorded = True
 
     async def _ended(self, call: Call, error: errors.Error) -> None:
@@ -230,29 +230,24 @@ class AuditLayer:
             return
         if not call.recorded:
             kind = record_pb2.RECORD_KIND_DENIED if isinstance(error, Denied) else record_pb2.RECORD_KIND_REFUSED
-            await self._append(call, kind, error)
+            await self._audit.append([_record(call, kind, error)])
         elif call.row.recording is Recording.CHANGE:
-            await self._append(call, record_pb2.RECORD_KIND_CHANGED, error)
+            await self._audit.conclude(_record(call, record_pb2.RECORD_KIND_CHANGED, error))
 
-    async def _append(
-        self, call: Call, kind: record_pb2.RecordKind.ValueType, error: errors.Error | None = None
-    ) -> None:
-        await self._audit.append(
-            [
-                record_of(
-                    kind,
-                    call_id=call.call_id,
-                    method=call.method,
-                    action=call.row.action,
-                    resource=call.resource_name,
-                    principal=call.principal,
-                    judgement=call.judgement,
-                    inference=call.inference,
-                    status_code=0 if error is None else int(error.code),
-                    reason="" if error is None else error.reason,
-                )
-            ]
-        )
+
+def _record(call: Call, kind: record_pb2.RecordKind.ValueType, error: errors.Error | None = None) -> record_pb2.Record:
+    return record_of(
+        kind,
+        call_id=call.call_id,
+        method=call.method,
+        action=call.row.action,
+        resource=call.resource_name,
+        principal=call.principal,
+        judgement=call.judgement,
+        inference=call.inference,
+        status_code=0 if error is None else int(error.code),
+        reason="" if error is None else error.reason,
+    )
 
 
 class AuthenticateLayer:

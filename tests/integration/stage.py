@@ -104,6 +104,7 @@ class Stage:
         self.log = folder / "log"
         self.administrator: Person
         self.user: Person
+        self.manager: Person
         self.auditor: Person
         self.budgeted: Person
 
@@ -244,7 +245,7 @@ class Stage:
                     else:
                         outcome.end = event.end
         except grpc.aio.AioRpcError as error:
-            _explain(error, outcome)
+            explain(error, outcome)
         if outcome.end is not None:
             outcome.call_id = outcome.end.receipt.call_id
         return outcome
@@ -293,7 +294,7 @@ class Stage:
         """Enrol everybody and release both models."""
         self.administrator, _ = await self.suite.bootstrap()
         ada = self.administrator
-        manager = await self.suite.person(ada, "mia@example.org", "model-manager")
+        self.manager = manager = await self.suite.person(ada, "mia@example.org", "model-manager")
         approver = await self.suite.person(ada, "raj@example.org", "release-approver")
         self.user = await self.suite.person(ada, "uma@example.org", "user")
         self.auditor = await self.suite.person(ada, "kim@example.org", "auditor")
@@ -309,7 +310,8 @@ class Stage:
         await self.suite.release(approver, answer.version.name)
 
 
-def _explain(error: grpc.aio.AioRpcError, outcome: Outcome) -> None:
+def explain(error: grpc.aio.AioRpcError, outcome: Outcome) -> None:
+    """Write into `outcome` what the failed call says."""
     outcome.code, outcome.details = error.code(), error.details() or ""
     status = rpc_status.from_call(error)
     for detail in status.details if status is not None else ():

@@ -181,7 +181,9 @@ class Record(_message.Message):
     reason: _builtins.str
     """ErrorInfo reason for a status other than 0."""
     sealed_text: _builtins.bytes
-    """Text that policy wants kept, at most 1 MiB; stored sealed under the person's key, outside the leaf."""
+    """Text that policy wants kept: a serialized `KeptText` of at most 896 KiB; stored sealed under the person's key,
+    outside the leaf.
+    """
     authorised_record_id: _builtins.str
     """For ends: record_id of the AUTHORISED record."""
     count: _builtins.int
@@ -248,6 +250,34 @@ class Record(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Record: _TypeAlias = Record  # noqa: Y015
+
+@_typing.final
+class KeptText(_message.Message):
+    """The conversation of one call, as policy may want it kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    COMPLETION_FIELD_NUMBER: _builtins.int
+    completion: _builtins.str
+    """What was released to the caller, all of it."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.Message]:
+        """The messages as the caller sent them."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[_content_pb2.Message] | None = ...,
+        completion: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeptText: _TypeAlias = KeptText  # noqa: Y015
 
 @_typing.final
 class InferenceFacts(_message.Message):
