@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Row, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.audit.entry import END_KINDS, TEXT_FIELDS, Draft, Record, from_micros, to_micros
@@ -15,6 +15,22 @@ from services.audit.tables import entries, head, leases, sealed
 from shared.transparency.merkle import hash_leaf
 
 _HEAD_ID = 1
+
+# What every append runs, built once: building a statement takes longer than running it.
+_READ_HEAD = select(head.c.size, head.c.root, head.c.checkpoint).where(head.c.id == _HEAD_ID)
+_LOCK_HEAD = _READ_HEAD.with_for_update()
+_SWAP_HEAD = update(head).where(
+    head.c.id == _HEAD_ID, head.c.size == bindparam("old_size"), head.c.root == bindparam("old_root")
+)
+_FIND_KEYS = select(entries.c.record_id, entries.c.entry_index, entries.c.digest).where(
+    entries.c.writer == bindparam("of"), entries.c.record_id.in_(bindparam("ids", expanding=True))
+)
+_INSERT_ENTRIES = insert(entries)
+_INSERT_SEALED = insert(sealed)
+_INSERT_LEASES = insert(leases)
+_END_LEASES = delete(leases).where(
+    leases.c.writer == bindparam("of"), leases.c.call_id.in_(bindparam("calls", expanding=True))
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +44,7 @@ class Head:
 
 async def read_head(connection: AsyncConnection, *, lock: bool = False) -> Head | None:
     """Return the head, or None before the log began. With `lock`, other writers wait until this one commits."""
-    query = select(head.c.size, head.c.root, head.c.checkpoint).where(head.c.id == _HEAD_ID)
-    row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
+    row = (await connection.execute(_LOCK_HEAD if lock else _READ_HEAD)).one_or_none()
     return None if row is None else Head(size=row.size, root=row.root, checkpoint=row.checkpoint)
 
 
@@ -41,11 +56,8 @@ async def create_head(connection: AsyncConnection, new: Head) -> None:
 
 async def swap_head(connection: AsyncConnection, old: Head, new: Head) -> None:
     """Replace `old` by `new`; raises `LogCorrupt` if `old` is not the head, which the lock should rule out."""
-    result = await connection.execute(
-        update(head)
-        .where(head.c.id == _HEAD_ID, head.c.size == old.size, head.c.root == old.root)
-        .values(size=new.size, root=new.root, checkpoint=new.checkpoint)
-    )
+    values = {"size": new.size, "root": new.root, "checkpoint": new.checkpoint}
+    result = await connection.execute(_SWAP_HEAD, {"old_size": old.size, "old_root": old.root, **values})
     if result.rowcount != 1:
         raise LogCorrupt("the head changed under its lock")
 
@@ -57,11 +69,7 @@ async def find_keys(
     found: dict[tuple[str, str], tuple[int, bytes]] = {}
     for writer in {writer for writer, _ in keys}:
         ids = [record_id for of, record_id in keys if of == writer]
-        rows = await connection.execute(
-            select(entries.c.record_id, entries.c.entry_index, entries.c.digest).where(
-                entries.c.writer == writer, entries.c.record_id.in_(ids)
-            )
-        )
+        rows = await connection.execute(_FIND_KEYS, {"of": writer, "ids": ids})
         found |= {(writer, record_id): (index, digest) for record_id, index, digest in rows}
     return found
 
@@ -90,14 +98,14 @@ async def insert_entries(connection: AsyncConnection, drafts: Sequence[tuple[int
         }
         for index, draft in drafts
     ]
-    await connection.execute(insert(entries), rows)
+    await connection.execute(_INSERT_ENTRIES, rows)
     parts = [
         {"entry_index": index, "name": p.name, "pseudonym": p.pseudonym, "ciphertext": p.ciphertext}
         for index, draft in drafts
         for p in draft.entry.sealed
     ]
     if parts:
-        await connection.execute(insert(sealed), parts)
+        await connection.execute(_INSERT_SEALED, parts)
     await _update_leases(connection, drafts)
 
 
@@ -123,11 +131,11 @@ async def _update_leases(connection: AsyncConnection, drafts: Sequence[tuple[int
             }
     for writer in {writer for writer, _ in ended}:
         calls = [call_id for of, call_id in ended if of == writer]
-        await connection.execute(delete(leases).where(leases.c.writer == writer, leases.c.call_id.in_(calls)))
+        await connection.execute(_END_LEASES, {"of": writer, "calls": calls})
     if closed:
         await connection.execute(delete(leases).where(leases.c.entry_index.in_(closed)))
     if opened:
-        await connection.execute(insert(leases), list(opened.values()))
+        await connection.execute(_INSERT_LEASES, list(opened.values()))
 
 
 RECORD_COLUMNS = (

@@ -65,10 +65,10 @@ class GuardSession:
         return answer.cut if answer.HasField("cut") else answer.released
 
     async def finish(
-        self, usage: content_pb2.Usage, reason: content_pb2.FinishReason.ValueType
+        self, usage: content_pb2.Usage, reason: content_pb2.FinishReason.ValueType, text: str = ""
     ) -> guard_pb2.Closed | guard_pb2.Cut:
-        """Settle the budget and return the final verdict with the rest of the text, or a cut."""
-        step = guard_pb2.GuardInferenceRequest(finish=guard_pb2.Finish(usage=usage, finish_reason=reason))
+        """Settle the budget and return the final verdict with the rest, `text` inspected, or a cut."""
+        step = guard_pb2.GuardInferenceRequest(finish=guard_pb2.Finish(usage=usage, finish_reason=reason, text=text))
         answer = await self._step(step, "closed", "cut")
         return answer.cut if answer.HasField("cut") else answer.closed
 

@@ -37,6 +37,10 @@ from shared.rpc.channel import Channel
 LEASE_MARGIN_SECONDS = 30.0
 # A character takes at most 4 bytes, and the contract bounds one inspection at 64 KiB.
 MAX_INSPECTED = 16 * 1024
+# How often output is inspected, in seconds: a reader sees no difference, and a unary caller sees nothing before the
+# end, so that only a cut is later, which ends generation.
+STREAMED_INTERVAL = 0.02
+UNARY_INTERVAL = 0.25
 
 Event = inference_pb2.GenerationStart | inference_pb2.GenerationChunk | inference_pb2.GenerationEnd
 
@@ -153,7 +157,12 @@ class Inference:
                 line = course.release(guard_pb2.Released(text=duties.disclosure + "\n\n"))
                 if line is not None:
                     yield line
-            generated = coalesced(served.backend.generate(final), deadline)
+            generated = coalesced(
+                served.backend.generate(final),
+                deadline,
+                interval=STREAMED_INTERVAL if stream else UNARY_INTERVAL,
+                at_once=stream,
+            )
             async with contextlib.aclosing(self._released(call, generated, session, course)) as chunks:
                 async for chunk in chunks:
                     yield chunk
@@ -184,13 +193,17 @@ class Inference:
         self, call: Call, generated: AsyncGenerator[Piece, None], session: GuardSession, course: Course
     ) -> AsyncGenerator[inference_pb2.GenerationChunk, None]:
         """Yield what the guard releases of what the backend generates, then settle."""
+        rest = ""
         async with contextlib.aclosing(generated) as pieces:
             async for piece in pieces:
                 course.usage.completion_tokens += piece.tokens
                 if piece.finish is not None:
                     course.finish = rendering.FINISH[piece.finish]
-                for start in range(0, len(piece.text), MAX_INSPECTED):
-                    answer = await session.inspect(piece.text[start : start + MAX_INSPECTED])
+                rest = piece.text
+                # The last of the output is inspected with the end of the session.
+                while len(rest) > MAX_INSPECTED or (rest and piece.finish is None):
+                    part, rest = rest[:MAX_INSPECTED], rest[MAX_INSPECTED:]
+                    answer = await session.inspect(part)
                     if isinstance(answer, guard_pb2.Cut):
                         course.finish = content_pb2.FINISH_REASON_CONTENT
                         await session.finish(course.usage, course.finish)
@@ -199,7 +212,7 @@ class Inference:
                         yield chunk
         if course.finish == content_pb2.FINISH_REASON_UNSPECIFIED:
             raise errors.BackendUnavailable("the backend ended without saying why")
-        closed = await session.finish(course.usage, course.finish)
+        closed = await session.finish(course.usage, course.finish, rest)
         if isinstance(closed, guard_pb2.Cut):
             course.finish = content_pb2.FINISH_REASON_CONTENT
             raise _cut(closed)

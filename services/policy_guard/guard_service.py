@@ -187,8 +187,7 @@ class GuardService:
                     return
             elif cut:
                 raise InvalidArgument("nothing is inspected after a cut", field="output")
-            # In place: a chunk is a few hundred characters, well below what a hop to a thread costs.
-            released = content.finish() if finished else content.output(request.output.text)
+            released = await (content.finish(request.finish.text) if finished else content.output(request.output.text))
             if released.cut is not None:
                 cut = True
                 yield guard_pb2.GuardInferenceResponse(cut=_cut(released.cut))
@@ -205,10 +204,8 @@ class GuardService:
     async def _principal(self, token: str, workload: principal_pb2.Workload) -> Principal:
         if len(workload.certificate_sha256) != 32:
             raise Unauthenticated("the token is not valid")
-        return await asyncio.to_thread(
-            self._verifier.verify,
-            token,
-            Workload(spiffe_id=workload.spiffe_id, certificate_sha256=workload.certificate_sha256),
+        return await self._verifier.verify(
+            token, Workload(spiffe_id=workload.spiffe_id, certificate_sha256=workload.certificate_sha256)
         )
 
 

@@ -29,7 +29,7 @@ from shared.records.errors import RecordsUnavailable
 from shared.records.store import Records
 
 MAX_RESERVATIONS = 100_000
-_GROUP_SECONDS = 0.02
+_GROUP_SECONDS = 0.05
 _RETRY_SECONDS = 0.25
 _FORGET_EVERY = 60 * 1_000_000
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.policy_guard.budgets import Budgets
@@ -99,29 +99,33 @@ class ContentSession:
             texts.append(redacted.text)
         return Inspected(messages=tuple(texts), findings=tuple(done), blocked=None)
 
-    def output(self, text: str) -> Released:
+    async def output(self, text: str) -> Released:
         """Return what of the output so far may go out now."""
         if self._buffered is None:
-            return self._inspector.feed(text)
+            return await _inspected(self._inspector.feed, text)
         self._held += len(text)
         if self._held > self._max_buffered:
             return Released(text="", findings=(), cut=Finding(kind="HOLD_BACK", detector="buffer", start=0, end=0))
         self._buffered.append(text)
         return Released(text="", findings=(), cut=None)
 
-    def finish(self) -> Released:
-        """Return the rest, inspected to the end."""
-        first = Released(text="", findings=(), cut=None)
-        if self._buffered is not None:
-            first = self._inspector.feed("".join(self._buffered))
-            if first.cut is not None:
-                return first
+    async def finish(self, text: str) -> Released:
+        """Return the rest, `text` included, inspected to the end."""
+        first = await self.output(text)
+        if self._buffered is not None and first.cut is None:
+            first = await _inspected(self._inspector.feed, "".join(self._buffered))
+        if first.cut is not None:
+            return first
         last = self._inspector.finish()
         return Released(
             text="" if last.cut is not None and self._buffered is not None else first.text + last.text,
             findings=first.findings + last.findings,
             cut=last.cut,
         )
+
+
+async def _inspected(feed: Callable[[str], Released], text: str) -> Released:
+    return feed(text) if len(text) <= _INLINE_CHARACTERS else await asyncio.to_thread(feed, text)
 
 
 class BudgetSession:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Table
+from sqlalchemy import Executable, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -20,11 +21,16 @@ async def insert_missing(connection: AsyncConnection, table: Table, rows: Sequen
 
 async def put(connection: AsyncConnection, table: Table, rows: Sequence[Row]) -> None:
     """Insert `rows`, replacing rows of the same primary key. Every row MUST have every column."""
-    if not rows:
-        return
-    statement = _insert(connection, table)
-    changed = {name: statement.excluded[name] for name in rows[0] if not table.c[name].primary_key}
-    await connection.execute(statement.on_conflict_do_update(index_elements=table.primary_key, set_=changed), rows)
+    if rows:
+        await connection.execute(_replace(connection.dialect.name, table), rows)
+
+
+# Building the statement takes longer than running it.
+@functools.cache
+def _replace(dialect: str, table: Table) -> Executable:
+    statement = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+    changed = {column.name: statement.excluded[column.name] for column in table.c if not column.primary_key}
+    return statement.on_conflict_do_update(index_elements=table.primary_key, set_=changed)
 
 
 def _insert(connection: AsyncConnection, table: Table) -> postgresql.Insert | sqlite.Insert:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import datetime as dt
 import hmac
@@ -63,10 +64,13 @@ class _KeySet:
         self._good_at = float("-inf")
         self._tried_at = float("-inf")
 
+    def fresh(self, key_id: str) -> bool:
+        """Whether `key` would answer at once."""
+        return key_id in self._keys and self._clock() - self._good_at <= self._REFRESH_SECONDS
+
     def key(self, key_id: str) -> jwt.PyJWK:
         now = self._clock()
-        stale = now - self._good_at > self._REFRESH_SECONDS
-        if (stale or key_id not in self._keys) and now - self._tried_at > 1.0:
+        if not self.fresh(key_id) and now - self._tried_at > 1.0:
             self._tried_at = now
             self._refresh(now)
         if now - self._good_at > self._settings.max_age_seconds:
@@ -99,7 +103,7 @@ class _KeySet:
 
 
 class TokenVerifier:
-    """Verifies bearer tokens of the configured issuers. Blocking when a key set is refreshed: call off the loop."""
+    """Verifies bearer tokens of the configured issuers."""
 
     def __init__(self, issuers: Sequence[IssuerSettings], *, clock: Callable[[], float] = time.time) -> None:
         """Trust `issuers`, told apart by `iss`."""
@@ -108,7 +112,7 @@ class TokenVerifier:
         }
         self._clock = clock
 
-    def verify(self, token: str, workload: Workload) -> Principal:
+    async def verify(self, token: str, workload: Workload) -> Principal:
         """Return the principal that `token` proves for a caller connected as `workload`.
 
         Raises Unauthenticated for any doubt, with one message for all of them, and Unavailable when the issuer's keys
@@ -117,18 +121,20 @@ class TokenVerifier:
         if len(token) > MAX_TOKEN_BYTES:
             raise Unauthenticated("the token is not valid")
         try:
-            claims = self._claims(token)
+            claims = await self._claims(token)
             return self._principal(claims, workload)
         except (jwt.PyJWTError, KeyError, TypeError, ValueError):
             raise Unauthenticated("the token is not valid") from None
 
-    def _claims(self, token: str) -> dict[str, Any]:
+    async def _claims(self, token: str) -> dict[str, Any]:
         header = jwt.get_unverified_header(token)
         if header.get("alg") not in _ASYMMETRIC or not isinstance(header.get("kid"), str):
             raise ValueError("algorithm")
         issuer = jwt.decode(token, options={"verify_signature": False}).get("iss")
         settings, keys = self._issuers[str(issuer)]
-        key = keys.key(header["kid"])
+        key_id = header["kid"]
+        # Reading a key set blocks.
+        key = keys.key(key_id) if keys.fresh(key_id) else await asyncio.to_thread(keys.key, key_id)
         # PyJWT reads the system clock; expiry is judged below against the injected one.
         claims = jwt.decode(
             token,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import ssl
@@ -13,6 +14,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from shared.records import inline
 from shared.records.errors import RecordsMisconfigured
 
 SQLITE_BEGIN = "sqlite_begin"
@@ -42,27 +44,43 @@ def sqlite_path(url: URL) -> Path | None:
     return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
 
 
-def open_engine(url: URL, *, deadline: float, pool_size: int) -> AsyncEngine:
-    """Return the engine for a parsed location; nothing connects yet, a SQLite file is created owner-only.
+def open_engines(url: URL, *, deadline: float, pool_size: int) -> tuple[AsyncEngine, AsyncEngine]:
+    """Return the engines to read and to write with; nothing connects yet, a SQLite file is created owner-only.
 
     Commits are durable when they return: SQLite runs in WAL mode with `synchronous=FULL`, PostgreSQL with
     `synchronous_commit=on`.
     """
     path = sqlite_path(url)
     if path is None:
-        return _open_postgresql(url, deadline, pool_size)
+        engine = _open_postgresql(url, deadline, pool_size)
+        return engine, engine
     try:
         # SQLite gives its WAL and shared-memory files the mode of the database.
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except OSError:
         raise RecordsMisconfigured("the SQLite file cannot be opened or created") from None
-    engine = create_async_engine(url, pool_size=pool_size, max_overflow=0, pool_timeout=deadline)
+    # Reads may be long and belong on a thread; there is one writer at a time, and what it does is short.
+    reading = create_async_engine(url, pool_size=pool_size, max_overflow=0, pool_timeout=deadline)
+    writing = create_async_engine(
+        url,
+        async_creator=functools.partial(inline.connect, str(path)),
+        pool_size=1,
+        max_overflow=0,
+        pool_timeout=deadline,
+    )
+    _prepare(reading, begin="BEGIN", deadline=deadline)
+    _prepare(writing, begin="BEGIN IMMEDIATE", deadline=deadline)
+    return reading, writing
+
+
+def _prepare(engine: AsyncEngine, *, begin: str, deadline: float) -> None:
     busy = int(deadline * 1000)
 
     @event.listens_for(engine.sync_engine, "connect")
     def _configure(connection: Any, _: object) -> None:
         # The driver must not open transactions of its own: `_begin` says which kind is meant.
-        connection.isolation_level = None
+        if connection.isolation_level is not None:
+            connection.isolation_level = None
         cursor = connection.cursor()
         for setting in (
             "journal_mode=WAL",
@@ -76,9 +94,7 @@ def open_engine(url: URL, *, deadline: float, pool_size: int) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(connection.get_execution_options().get(SQLITE_BEGIN, "BEGIN"))
-
-    return engine
+        connection.exec_driver_sql(connection.get_execution_options().get(SQLITE_BEGIN, begin))
 
 
 def _open_postgresql(url: URL, deadline: float, pool_size: int) -> AsyncEngine:

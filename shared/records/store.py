@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.records.errors import RecordsUnavailable
 from shared.records.exclusive import ExclusiveLock
-from shared.records.location import SQLITE_BEGIN, open_engine, parse_location, sqlite_path
+from shared.records.location import SQLITE_BEGIN, open_engines, parse_location, sqlite_path
 
 
 class Records:
@@ -32,8 +32,7 @@ class Records:
         path = sqlite_path(location)
         self._lock = ExclusiveLock(path) if exclusive and path is not None else None
         self._deadline = deadline
-        self._engine = open_engine(location, deadline=deadline, pool_size=pool_size)
-        self._write_engine = self._engine.execution_options(**{SQLITE_BEGIN: "BEGIN IMMEDIATE"})
+        self._engine, self._write_engine = open_engines(location, deadline=deadline, pool_size=pool_size)
 
     @property
     def dialect(self) -> str:
@@ -50,7 +49,8 @@ class Records:
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that commits when the block ends, durably, and rolls back when it raises.
 
-        On SQLite it holds the one write lock from its start. Raises `RecordsUnavailable`, after which the
+        On SQLite it holds the one write lock from its start, and statements run on the event loop: callers MUST
+        keep each short, by key or within bounds. Raises `RecordsUnavailable`, after which the
         commit may or may not have happened, so that callers MUST make a retry harmless; the database's
         `IntegrityError` passes through for callers that can tell what it means.
         """
@@ -92,6 +92,7 @@ class Records:
     async def close(self) -> None:
         """Close every connection and let go of the file."""
         await self._engine.dispose()
+        await self._write_engine.dispose()
         if self._lock is not None:
             self._lock.release()
 

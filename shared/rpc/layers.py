@@ -295,8 +295,7 @@ class AuthenticateLayer:
         scheme, _, token = header.partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise errors.Unauthenticated("a bearer token is needed")
-        # Off the loop: a stale key set is fetched within.
-        return token, await asyncio.to_thread(self._verifier.verify, token, workload)
+        return token, await self._verifier.verify(token, workload)
 
 
 class AuthoriseLayer:

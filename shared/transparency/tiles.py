@@ -95,10 +95,14 @@ class TileReader:
     by 256 hashes for each tile it was given.
     """
 
-    def __init__(self, tiles: Mapping[TileId, bytes]) -> None:
-        """Take tiles as concatenated hashes; they may be wider than the tree that is read requires."""
+    def __init__(self, tiles: Mapping[TileId, bytes], inner: dict[Node, bytes] | None = None) -> None:
+        """Take tiles as concatenated hashes; they may be wider than the tree that is read requires.
+
+        `inner` holds inner nodes that are known already and takes those that are computed: perfect subtrees never
+        change, so that readers of one growing tree may share it.
+        """
         self._tiles = tiles
-        self._inner: dict[Node, bytes] = {}
+        self._inner = {} if inner is None else inner
 
     def __call__(self, node: Node) -> bytes:
         """Return the hash of `node`; raises `Malformed` if its tile is missing or too short."""

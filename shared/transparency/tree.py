@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from shared.transparency.merkle import HASH_SIZE, Node, Range, fold, hash_children
 from shared.transparency.tiles import MAX_LEVEL, TILE_HEIGHT, TILE_WIDTH, TileId, TileReader
 
+# As many as the tiles of a right edge of four levels, some 4 billion leaves, have.
+_MAX_INNER = 4 * TILE_WIDTH
+
 
 def _tile_root(tile: bytes) -> bytes:
     read = TileReader({TileId(0, 0): tile})
@@ -26,13 +29,17 @@ def right_edge(size: int) -> list[tuple[TileId, int]]:
 
 
 class Tree:
-    """An append-only Merkle tree of tiles; at most 255 hashes a level stay in memory between `take`s."""
+    """An append-only Merkle tree of tiles.
+
+    Between `take`s at most 255 hashes a level stay in memory, and a bounded number of the nodes above them.
+    """
 
     def __init__(self, size: int = 0, edge: Mapping[TileId, bytes] | None = None) -> None:
         """Resume a tree of `size` leaves from the tiles of `right_edge(size)`; wider ones are cut."""
         self.size = size
         self._tiles = {tile: (edge or {})[tile][: width * HASH_SIZE] for tile, width in right_edge(size)}
         self._dirty: set[TileId] = set()
+        self._inner: dict[Node, bytes] = {}
 
     def append(self, leaf_hash: bytes) -> int:
         """Add a leaf and return its index."""
@@ -50,12 +57,12 @@ class Tree:
 
     def reader(self) -> TileReader:
         """Return a reader over the right edge and what was appended since `take`, as it is now."""
-        return TileReader(dict(self._tiles))
+        return TileReader(dict(self._tiles), self._inner)
 
     def root(self) -> bytes:
         """Return the root hash of the tree as it is now."""
         # The perfect subtrees that make up the whole tree all lie in the partial tile of their level.
-        return fold(TileReader(self._tiles), Range(0, self.size))
+        return fold(TileReader(self._tiles, self._inner), Range(0, self.size))
 
     def edge(self, tile: TileId) -> bytes:
         """Return the hashes of a tile of `right_edge(size)`."""
@@ -66,4 +73,6 @@ class Tree:
         changed = {tile: self._tiles[tile] for tile in sorted(self._dirty)}
         self._dirty.clear()
         self._tiles = {tile: self._tiles[tile] for tile, _ in right_edge(self.size)}
+        if len(self._inner) > _MAX_INNER:
+            self._inner = {}
         return changed

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import cast
+from typing import Any
 
 import openai
-from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 
 from services.model_server.backends import GenerationRequest
 from services.model_server.backends.remote import Delta, RemoteBackend, RemoteSettings
@@ -30,21 +29,27 @@ class OpenAIBackend(RemoteBackend):
 
     @contextlib.asynccontextmanager
     async def _open(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Delta]]:
-        stream = await self._client.chat.completions.create(
-            model=self._settings.model,
-            messages=cast(
-                "list[ChatCompletionMessageParam]",
-                [{"role": message.role, "content": message.content} for message in request.messages],
-            ),
-            max_tokens=request.max_new_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=openai.omit if request.seed is None else request.seed,
-            presence_penalty=request.presence_penalty or openai.omit,
-            frequency_penalty=request.frequency_penalty or openai.omit,
-            stop=list(request.stop) or openai.omit,
+        parameters: dict[str, object] = {
+            "model": self._settings.model,
+            "messages": [{"role": message.role, "content": message.content} for message in request.messages],
+            "max_tokens": request.max_new_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed,
+            "presence_penalty": request.presence_penalty or None,
+            "frequency_penalty": request.frequency_penalty or None,
+            "stop": list(request.stop) or None,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        # Chunks as plain JSON: `_delta` and `RemoteBackend` check every field that counts, and the client's models
+        # of whole chunks would cost more than everything else that happens to a token.
+        stream = await self._client.post(
+            "/chat/completions",
+            body={name: value for name, value in parameters.items() if value is not None},
+            cast_to=object,
             stream=True,
-            stream_options={"include_usage": True},
+            stream_cls=openai.AsyncStream[object],
         )
         async with stream, contextlib.aclosing(_deltas(stream)) as deltas:
             yield deltas
@@ -59,14 +64,20 @@ class OpenAIBackend(RemoteBackend):
         await self._client.close()
 
 
-async def _deltas(stream: openai.AsyncStream[ChatCompletionChunk]) -> AsyncGenerator[Delta, None]:
+async def _deltas(stream: openai.AsyncStream[object]) -> AsyncGenerator[Delta, None]:
     async for chunk in stream:
-        if len(chunk.choices) > 1:
-            raise ValueError
-        choice = chunk.choices[0] if chunk.choices else None
-        yield Delta(
-            text=choice.delta.content if choice else None,
-            finish=choice.finish_reason if choice else None,
-            completion_tokens=chunk.usage.completion_tokens if chunk.usage else None,
-            model=chunk.model,
-        )
+        yield _delta(chunk)
+
+
+def _delta(chunk: Any) -> Delta:
+    """Return one `chat.completion.chunk`; raises some `LookupError`, `TypeError` or `ValueError` for anything else."""
+    choices, usage = chunk.get("choices"), chunk.get("usage")
+    if len(choices) > 1:
+        raise ValueError
+    choice = choices[0] if choices else {"delta": {}}
+    return Delta(
+        text=choice["delta"].get("content"),
+        finish=choice.get("finish_reason"),
+        completion_tokens=None if usage is None else usage["completion_tokens"],
+        model=chunk["model"],
+    )

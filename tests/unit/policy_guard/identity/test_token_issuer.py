@@ -57,9 +57,9 @@ def person(clock: Clock, *amr: str) -> SignedIn:
     )
 
 
-def test_a_persons_token_verifies(issuer: TokenIssuer, clock: Clock, verifier_of: Verify) -> None:
+async def test_a_persons_token_verifies(issuer: TokenIssuer, clock: Clock, verifier_of: Verify) -> None:
     issued = issuer.issue_to_person(person(clock, "pwd", "otp", "mfa"), LAPTOP)
-    principal = verifier_of(issuer).verify(issued.token, LAPTOP)
+    principal = await verifier_of(issuer).verify(issued.token, LAPTOP)
     assert (principal.subject, principal.kind, principal.tenant) == ("ada@example.org", Kind.PERSON, "acme")
     assert (principal.roles, principal.amr) == (("user", "auditor"), ("pwd", "otp", "mfa"))
     assert principal.authenticated_at == clock()
@@ -67,32 +67,32 @@ def test_a_persons_token_verifies(issuer: TokenIssuer, clock: Clock, verifier_of
     assert issued.token not in repr(issued)
 
 
-def test_a_workloads_token_verifies_and_carries_no_factors(issuer: TokenIssuer, verifier_of: Verify) -> None:
+async def test_a_workloads_token_verifies_and_carries_no_factors(issuer: TokenIssuer, verifier_of: Verify) -> None:
     issued = issuer.issue_to_workload(LAPTOP, tenant="acme", roles=["user"])
-    principal = verifier_of(issuer).verify(issued.token, LAPTOP)
+    principal = await verifier_of(issuer).verify(issued.token, LAPTOP)
     assert (principal.subject, principal.kind) == (LAPTOP.spiffe_id, Kind.WORKLOAD)
     assert (principal.tenant, principal.roles) == ("acme", ("user",))
     assert (principal.amr, principal.authenticated_at) == ((), None)
 
 
-def test_a_token_is_bound_to_the_certificate(issuer: TokenIssuer, clock: Clock, verifier_of: Verify) -> None:
+async def test_a_token_is_bound_to_the_certificate(issuer: TokenIssuer, clock: Clock, verifier_of: Verify) -> None:
     verifier = verifier_of(issuer)
     for issued in (
         issuer.issue_to_person(person(clock, "pwd"), LAPTOP),
         issuer.issue_to_workload(LAPTOP, tenant="acme", roles=[]),
     ):
         with pytest.raises(Unauthenticated):
-            verifier.verify(issued.token, OTHER)
+            await verifier.verify(issued.token, OTHER)
 
 
-def test_a_token_dies_after_its_lifetime(issuer: TokenIssuer, clock: Clock, verifier_of: Verify) -> None:
+async def test_a_token_dies_after_its_lifetime(issuer: TokenIssuer, clock: Clock, verifier_of: Verify) -> None:
     issued = issuer.issue_to_person(person(clock, "pwd"), LAPTOP)
     verifier = verifier_of(issuer)
     clock.advance(minutes=14, seconds=59)
-    verifier.verify(issued.token, LAPTOP)
+    await verifier.verify(issued.token, LAPTOP)
     clock.advance(seconds=6)
     with pytest.raises(Unauthenticated):
-        verifier.verify(issued.token, LAPTOP)
+        await verifier.verify(issued.token, LAPTOP)
 
 
 def test_claims_are_the_documented_ones(issuer: TokenIssuer, key: SigningKey, clock: Clock) -> None:
@@ -113,7 +113,7 @@ def test_keys_are_published_without_their_private_half(issuer: TokenIssuer, key:
     assert (published["kid"], published["alg"], published["use"]) == (key.key_id, "EdDSA", "sig")
 
 
-def test_tokens_of_the_previous_key_verify_until_it_is_withdrawn(
+async def test_tokens_of_the_previous_key_verify_until_it_is_withdrawn(
     issuer: TokenIssuer, key: SigningKey, clock: Clock, verifier_of: Verify, tmp_path: Path
 ) -> None:
     old = issuer.issue_to_person(person(clock, "pwd"), LAPTOP).token
@@ -121,15 +121,15 @@ def test_tokens_of_the_previous_key_verify_until_it_is_withdrawn(
     rotated = make(newer, clock, previous={key.key_id: key.public_key})
     new = rotated.issue_to_person(person(clock, "pwd"), LAPTOP).token
     verifier = verifier_of(rotated)
-    verifier.verify(old, LAPTOP)
-    verifier.verify(new, LAPTOP)
+    await verifier.verify(old, LAPTOP)
+    await verifier.verify(new, LAPTOP)
     verifier = verifier_of(make(newer, clock))
-    verifier.verify(new, LAPTOP)
+    await verifier.verify(new, LAPTOP)
     with pytest.raises(Unauthenticated):
-        verifier.verify(old, LAPTOP)
+        await verifier.verify(old, LAPTOP)
 
 
-def test_a_token_signed_by_an_unpublished_key_under_a_published_id_is_refused(
+async def test_a_token_signed_by_an_unpublished_key_under_a_published_id_is_refused(
     issuer: TokenIssuer, clock: Clock, verifier_of: Verify, tmp_path: Path
 ) -> None:
     verifier = verifier_of(issuer)
@@ -137,4 +137,4 @@ def test_a_token_signed_by_an_unpublished_key_under_a_published_id_is_refused(
     header, _, _ = issuer.issue_to_person(person(clock, "pwd"), LAPTOP).token.split(".")
     _, payload, signature = forger.issue_to_person(person(clock, "pwd"), LAPTOP).token.split(".")
     with pytest.raises(Unauthenticated):
-        verifier.verify(f"{header}.{payload}.{signature}", LAPTOP)
+        await verifier.verify(f"{header}.{payload}.{signature}", LAPTOP)

@@ -239,8 +239,11 @@ class Finish(_message.Message):
 
     USAGE_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
     finish_reason: _content_pb2.FinishReason.ValueType
     """Why generation ended."""
+    text: _builtins.str
+    """The last of the output, inspected before the end as a message `Output` would be: it saves one."""
     @_builtins.property
     def usage(self) -> _content_pb2.Usage:
         """What the call consumed."""
@@ -250,10 +253,11 @@ class Finish(_message.Message):
         *,
         usage: _content_pb2.Usage | None = ...,
         finish_reason: _content_pb2.FinishReason.ValueType = ...,
+        text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "text", b"text", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
