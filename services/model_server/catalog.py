@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pydantic
 import rfc8785
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.model_server.importer import ImportedModel
 from services.model_server.tables import models, releases, versions
@@ -158,11 +159,24 @@ class Catalog:
             newest = (await connection.execute(query)).scalar()
         return int(newest or 0) + 1
 
-    async def publish(self, manifest: Manifest, evidence: Evidence, *, submitter: str, description: str) -> Version:
-        """Make a version visible, whole or not at all. Raises Aborted when its number was taken meanwhile."""
+    async def publish(
+        self,
+        manifest: Manifest,
+        evidence: Evidence,
+        *,
+        submitter: str,
+        description: str,
+        together_with: Callable[[AsyncConnection], Awaitable[None]] | None = None,
+    ) -> Version:
+        """Make a version visible, whole or not at all. Raises Aborted when its number was taken meanwhile.
+
+        `together_with` runs in the same transaction: what it raises keeps the version from being published.
+        """
         now = self._clock()
         try:
             async with self._records.write() as connection:
+                if together_with is not None:
+                    await together_with(connection)
                 found = await connection.execute(sa.select(models.c.name).where(models.c.name == manifest.model))
                 if found.first() is None:
                     await connection.execute(
@@ -257,10 +271,12 @@ class Catalog:
         """Put `arms` in force as the next generation; `sign` makes the statement for that generation.
 
         The same releaser and request_id give the first release again. Raises Aborted when another release won,
-        FailedPrecondition when weights do not sum to 100 or a version is not of this model.
+        FailedPrecondition when weights do not sum to 100, or a version is not of this model or stands twice.
         """
         if sum(arm.weight for arm in arms) != 100:
             raise FailedPrecondition("weights of a release sum to 100")
+        if len({arm.version for arm in arms}) != len(arms):
+            raise FailedPrecondition("a release names each version once")
         if any(parse_version_name(arm.version)[0] != model for arm in arms):
             raise FailedPrecondition("a release takes versions of its own model")
         now = self._clock()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import functools
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 from bastide.audit.v1 import record_pb2
 from services.model_server.catalog import Catalog, DeclaredModel, Evidence, Manifest, Version
 from services.model_server.importer import ImportedModel, import_model
-from services.model_server.imports import ImportJob
+from services.model_server.imports import ImportJob, succeed
 from services.model_server.provenance import FACT, Provenance, statement_digest
 from services.model_server.sources import packaged_model
 from shared.audit import AuditLog, record_of
@@ -39,6 +41,7 @@ class Importing:
         roots: Sequence[Path],
         packages: Sequence[str],
         remotes: frozenset[str],
+        clock: Callable[[], dt.datetime],
     ) -> None:
         """Import from `packages` and from folders under `roots` only; declare models of `remotes` only."""
         self._catalog = catalog
@@ -48,9 +51,10 @@ class Importing:
         self._roots = roots
         self._packages = packages
         self._remotes = remotes
+        self._clock = clock
 
-    async def perform(self, job: ImportJob, report: Report) -> int:
-        """Import what `job` names and return the number of the version published. Raises `Error`."""
+    async def perform(self, job: ImportJob, report: Report) -> None:
+        """Import what `job` names and publish it as a version. Raises `Error`."""
         path, name, version = await asyncio.to_thread(self._resolve, job.source)
         number = await self._catalog.next_number(job.model)
         writer = _ReportingWriter(self._store, report, asyncio.get_running_loop())
@@ -75,9 +79,13 @@ class Importing:
         )
         await report("publish", 0, 1, "versions")
         evidence = await self._enter(manifest, submitter=job.submitter, cause=job.id)
-        await self._catalog.publish(manifest, evidence, submitter=job.submitter, description=job.description)
-        await report("publish", 1, 1, "versions")
-        return number
+        await self._catalog.publish(
+            manifest,
+            evidence,
+            submitter=job.submitter,
+            description=job.description,
+            together_with=functools.partial(succeed, job=job, version=number, now=self._clock()),
+        )
 
     async def declare(
         self, model: str, declared: DeclaredModel, *, submitter: str, description: str, cause: str

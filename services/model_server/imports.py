@@ -1,4 +1,8 @@
-"""Import jobs: a state machine with events; a version is published whole at the end or not at all."""
+"""Import jobs: a state machine with a lease and a fencing epoch.
+
+A runner holds the lease of the job that it works on; who loses it works on a ghost, which can neither report nor
+publish any more. A version is published whole at the end or not at all.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.model_server.tables import import_events, import_jobs
-from shared.errors import Error, NotFound
+from shared.errors import Aborted, Error, NotFound
 from shared.records.store import Records
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED"
 TERMINAL = frozenset({SUCCEEDED, FAILED, CANCELLED})
+LEASE = dt.timedelta(seconds=15)
+# A job that takes its server down with it must not do so for ever.
+MAX_ATTEMPTS = 3
 _POLL_SECONDS = 0.2
+_RENEW_SECONDS = LEASE.total_seconds() / 3
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +67,8 @@ class Event:
     unit: str
 
 
-# Does the work of one job and returns the number of the version it published.
-Work = Callable[[ImportJob, Callable[[str, int, int, str], Awaitable[None]]], Awaitable[int]]
+# Does the work of one job. It MUST call `succeed` in the transaction that publishes the version.
+Work = Callable[[ImportJob, Callable[[str, int, int, str], Awaitable[None]]], Awaitable[None]]
 
 
 class ImportJobs:
@@ -68,7 +80,7 @@ class ImportJobs:
         self._work = work
         self._clock = clock
         self._arrived = asyncio.Event()
-        self._running: tuple[str, asyncio.Task[int]] | None = None
+        self._running: tuple[str, asyncio.Task[None]] | None = None
 
     async def create(
         self, *, model: str, source: str, license_id: str, description: str, submitter: str, request_id: str
@@ -91,6 +103,8 @@ class ImportJobs:
                         request_id=request_id,
                         state=QUEUED,
                         epoch=0,
+                        lease_expires=0,
+                        cancelling=False,
                         failure_reason="",
                         failure_message="",
                         created_at=now,
@@ -102,7 +116,9 @@ class ImportJobs:
                 import_jobs.c.submitter == submitter, import_jobs.c.request_id == request_id
             )
             async with self._records.read() as connection:
-                row = (await connection.execute(query)).one()
+                row = (await connection.execute(query)).first()
+            if row is None:
+                raise Aborted("another import was created at the same moment; ask again") from None
             return _job(row)
         self._arrived.set()
         return await self.get(job_id)
@@ -129,13 +145,20 @@ class ImportJobs:
             return [_job(row) for row in await connection.execute(query)]
 
     async def cancel(self, job_id: str) -> ImportJob:
-        """Cancel a job that has not ended; one that has stays as it is. Raises NotFound."""
+        """Cancel a job that has not ended; one that has stays as it is. Raises NotFound.
+
+        Another replica's runner learns of it when it next renews its lease: the job may still be running on return.
+        """
         job = await self.get(job_id)
         if job.state == QUEUED:
-            await self._move(job, CANCELLED, expected=QUEUED)
-        elif self._running is not None and self._running[0] == job_id:
-            self._running[1].cancel()
-            await asyncio.wait([self._running[1]], timeout=10)
+            await self._move(job, CANCELLED)
+        elif job.state == RUNNING:
+            async with self._records.write() as connection:
+                mine = import_jobs.c.id == job_id
+                await connection.execute(import_jobs.update().where(mine).values(cancelling=True))
+            if self._running is not None and self._running[0] == job_id:
+                self._running[1].cancel()
+                await asyncio.wait([self._running[1]], timeout=10)
         return await self.get(job_id)
 
     async def watch(self, job_id: str, *, from_event: int) -> AsyncIterator[Event]:
@@ -154,100 +177,154 @@ class ImportJobs:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def run(self) -> None:
-        """Work on jobs for ever, oldest first. What a former process left RUNNING has failed: say so first."""
-        async with self._records.read() as connection:
-            rows = await connection.execute(sa.select(import_jobs).where(import_jobs.c.state == RUNNING))
-            left = [_job(row) for row in rows]
-        for job in left:
-            await self._move(
-                job,
-                FAILED,
-                expected=RUNNING,
-                reason="INTERRUPTED",
-                message="the server ended while it worked; start the import again",
-            )
+        """Work on jobs for ever, oldest first, and take up what a runner that is gone has left."""
         while True:
             self._arrived.clear()
+            await self._take_up()
             query = sa.select(import_jobs).where(import_jobs.c.state == QUEUED).order_by(import_jobs.c.position)
             async with self._records.read() as connection:
                 row = (await connection.execute(query.limit(1))).first()
-            if row is None:
-                await self._arrived.wait()
+            if row is not None:
+                await self._perform(_job(row))
                 continue
-            await self._perform(_job(row))
+            try:
+                async with asyncio.timeout(_RENEW_SECONDS):
+                    await self._arrived.wait()
+            except TimeoutError:
+                continue  # another replica may have queued or lost one
 
-    async def _perform(self, job: ImportJob) -> None:
-        if not await self._move(job, RUNNING, expected=QUEUED):
+    async def _take_up(self) -> None:
+        lapsed = import_jobs.c.lease_expires <= self._micros()
+        async with self._records.read() as connection:
+            rows = await connection.execute(sa.select(import_jobs).where(import_jobs.c.state == RUNNING, lapsed))
+            left = [_job(row) for row in rows]
+        for job in left:
+            log.warning("import_lease_lapsed", job=job.id, epoch=job.epoch)
+            if job.epoch < MAX_ATTEMPTS:
+                await self._move(job, QUEUED)
+            else:
+                message = f"the server ended {job.epoch} times while it worked on this"
+                await self._move(job, FAILED, reason="INTERRUPTED", message=message)
+
+    async def _perform(self, queued: ImportJob) -> None:
+        if not await self._move(queued, RUNNING):
             return
+        job = await self.get(queued.id)
 
         async def report(stage: str, done: int, total: int, unit: str) -> None:
-            await self._tell(job.id, RUNNING, stage=stage, done=done, total=total, unit=unit)
+            async with self._records.write() as connection:
+                await _fence(connection, job)
+                now = self._micros()
+                await _tell(connection, job.id, RUNNING, now, stage=stage, done=done, total=total, unit=unit)
 
-        task: asyncio.Task[int] = asyncio.ensure_future(self._work(job, report))
+        task: asyncio.Task[None] = asyncio.ensure_future(self._work(job, report))
+        keeping = asyncio.create_task(self._keep(job, task))
         self._running = (job.id, task)
         try:
-            version = await asyncio.shield(task)
+            await asyncio.shield(task)
         except asyncio.CancelledError:
             if not task.cancelled():
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
                 raise
-            await self._move(job, CANCELLED, expected=RUNNING)
+            await self._move(job, CANCELLED)
         except Error as error:
-            await self._move(job, FAILED, expected=RUNNING, reason=error.reason, message=error.message)
-        else:
-            await self._move(job, SUCCEEDED, expected=RUNNING, version=version)
+            await self._move(job, FAILED, reason=error.reason, message=error.message)
         finally:
             self._running = None
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
 
-    async def _move(
-        self,
-        job: ImportJob,
-        state: str,
-        *,
-        expected: str,
-        version: int | None = None,
-        reason: str = "",
-        message: str = "",
-    ) -> bool:
+    async def _keep(self, job: ImportJob, task: asyncio.Task[None]) -> None:
+        """Renew the lease until `task` ends; cancel it when the lease is lost or somebody cancels the job."""
+        try:
+            while True:
+                if await self._renew(job):
+                    break
+                await asyncio.sleep(_RENEW_SECONDS)
+        except Error as error:
+            log.error("import_lease_lost", job=job.id, reason=error.reason)
+        task.cancel()
+
+    async def _renew(self, job: ImportJob) -> bool:
+        """Hold the lease for its whole term again; return whether the job is to be cancelled. Raises Aborted."""
+        async with self._records.write() as connection:
+            await _fence(connection, job)
+            values = {"lease_expires": self._micros() + LEASE // dt.timedelta(microseconds=1)}
+            await connection.execute(import_jobs.update().where(import_jobs.c.id == job.id).values(values))
+            query = sa.select(import_jobs.c.cancelling).where(import_jobs.c.id == job.id)
+            return bool((await connection.execute(query)).scalar())
+
+    async def _move(self, job: ImportJob, state: str, *, reason: str = "", message: str = "") -> bool:
+        """Change the state if nobody else did since `job` was read. A claim opens an epoch and takes the lease."""
+        claim = state == RUNNING
         async with self._records.write() as connection:
             moved = await connection.execute(
                 import_jobs.update()
-                .where(import_jobs.c.id == job.id, import_jobs.c.state == expected)
+                .where(import_jobs.c.id == job.id, import_jobs.c.state == job.state, import_jobs.c.epoch == job.epoch)
                 .values(
                     state=state,
-                    epoch=import_jobs.c.epoch + 1,
-                    version=version,
+                    epoch=job.epoch + claim,
+                    lease_expires=self._micros() + LEASE // dt.timedelta(microseconds=1) if claim else 0,
                     failure_reason=reason,
                     failure_message=message[:512],
                     updated_at=self._micros(),
                 )
             )
-        if moved.rowcount == 1:
-            await self._tell(job.id, state)
+            if moved.rowcount == 1:
+                await _tell(connection, job.id, state, self._micros())
         return moved.rowcount == 1
 
-    async def _tell(
-        self, job_id: str, state: str, *, stage: str = "", done: int = 0, total: int = 0, unit: str = ""
-    ) -> None:
-        async with self._records.write() as connection:
-            query = sa.select(sa.func.max(import_events.c.number)).where(import_events.c.job == job_id)
-            number = int((await connection.execute(query)).scalar() or 0) + 1
-            await connection.execute(
-                import_events.insert().values(
-                    job=job_id,
-                    number=number,
-                    at=self._micros(),
-                    state=state,
-                    stage=stage,
-                    done=done,
-                    total=total,
-                    unit=unit,
-                )
-            )
-
     def _micros(self) -> int:
-        return int(self._clock().timestamp() * 1_000_000)
+        return _micros(self._clock())
+
+
+async def succeed(connection: AsyncConnection, *, job: ImportJob, version: int, now: dt.datetime) -> None:
+    """End `job` well, in the transaction that publishes its version. Raises Aborted for a ghost of it."""
+    ended = await connection.execute(
+        import_jobs.update().where(*_ours(job)).values(state=SUCCEEDED, version=version, updated_at=_micros(now))
+    )
+    if ended.rowcount != 1:
+        raise _lost()
+    await _tell(connection, job.id, SUCCEEDED, _micros(now))
+
+
+async def _fence(connection: AsyncConnection, job: ImportJob) -> None:
+    query = sa.select(import_jobs.c.id).where(*_ours(job))
+    if (await connection.execute(query.with_for_update())).first() is None:
+        raise _lost()
+
+
+def _ours(job: ImportJob) -> tuple[sa.ColumnElement[bool], ...]:
+    return import_jobs.c.id == job.id, import_jobs.c.state == RUNNING, import_jobs.c.epoch == job.epoch
+
+
+def _lost() -> Aborted:
+    return Aborted("the job is no longer this runner's")
+
+
+async def _tell(
+    connection: AsyncConnection,
+    job_id: str,
+    state: str,
+    now: int,
+    *,
+    stage: str = "",
+    done: int = 0,
+    total: int = 0,
+    unit: str = "",
+) -> None:
+    query = sa.select(sa.func.max(import_events.c.number)).where(import_events.c.job == job_id)
+    number = int((await connection.execute(query)).scalar() or 0) + 1
+    await connection.execute(
+        import_events.insert().values(
+            job=job_id, number=number, at=now, state=state, stage=stage, done=done, total=total, unit=unit
+        )
+    )
+
+
+def _micros(moment: dt.datetime) -> int:
+    return int(moment.timestamp() * 1_000_000)
 
 
 def _moment(micros: int) -> dt.datetime:

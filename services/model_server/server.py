@@ -82,6 +82,7 @@ async def compose(settings: ModelServerSettings) -> AsyncIterator[Server]:
             roots=settings.import_roots,
             packages=settings.import_packages,
             remotes=frozenset(settings.remotes),
+            clock=_now,
         )
         jobs = ImportJobs(records, importing.perform, clock=_now)
         inference = Inference(

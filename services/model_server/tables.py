@@ -55,6 +55,8 @@ import_jobs = sa.Table(
     sa.Column("request_id", sa.String(64), nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("lease_expires", sa.BigInteger, nullable=False),
+    sa.Column("cancelling", sa.Boolean, nullable=False),
     sa.Column("version", sa.Integer),
     sa.Column("failure_reason", sa.String(64), nullable=False),
     sa.Column("failure_message", sa.String(512), nullable=False),

@@ -101,6 +101,11 @@ class Home:
         """The public key of the audit log."""
         return self.path / "trust" / "log.vkey"
 
+    @property
+    def trust_root(self) -> Path:
+        """The public keys of decisions and statements."""
+        return self.path / "trust" / "trust.json"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Session:

@@ -13,11 +13,13 @@ from shared.cli import receipt as receipts
 from shared.cli.connection import AUDIT, Session
 from shared.cli.failures import USAGE, Failure
 from shared.cli.logs import read_key
+from shared.statements import TrustRoot
 
 _PROVES = """It proves: the log's key signed a tree that holds exactly this entry at this place; nobody can have changed
 or removed it since without breaking that signature or showing two different trees."""
 _PROVES_NOT = """It does not prove: that what the writer stated is true, who the pseudonym is, that the answer was
 delivered, or that others see the same tree (compare the root with a checkpoint you got elsewhere)."""
+_UNSIGNED = "The guard's own signatures in the entry were not checked; give --trust FILE to do so."
 _UNCHECKED = "Prompt and answer were not compared; give --prompt FILE and --answer FILE to do so."
 
 
@@ -54,18 +56,25 @@ def get(
         session.output.line(f"{out}; check it: bastide audit receipt verify {out}")
 
 
-def verify(
+def verify(  # noqa: PLR0917  (typer passes them by name)
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="A receipt as `chat --receipt` and `receipt get` write it.")],
     key: Annotated[Path | None, typer.Option(help="The log's public key; default: the set-up's.")] = None,
+    trust: Annotated[
+        Path | None,
+        typer.Option(help="The suite's trust root, to check the guard's word; default: the set-up's."),
+    ] = None,
     prompt: Annotated[
         Path | None, typer.Option(help='The prompt: JSON [{"role","content"}], or the text of one user message.')
     ] = None,
     answer: Annotated[Path | None, typer.Option(help="The answer's text.")] = None,
 ) -> None:
-    """Check a receipt offline, with the log's public key alone."""
+    """Check a receipt offline: the log's public key is enough; with a trust root the guard's word is checked too."""
     session = Session.of(context)
     found = receipts.verify(receipts.read(file), read_key(session, key))
+    if trust is None and key is None and session.home.trust_root.exists():
+        trust = session.home.trust_root
+    signed = receipts.verify_decisions(found.leaf, TrustRoot.load(trust)) if trust is not None else []
     opened = []
     for name, path, candidates in (("prompt", prompt, receipts.prompts), ("completion", answer, receipts.answers)):
         if path is not None:
@@ -79,6 +88,7 @@ def verify(
         "tree_size": found.checkpoint.size,
         "root": found.checkpoint.root.hex(),
         "opened": opened,
+        "guard_signed": signed,
         "leaf": found.leaf.document,
     }
     if session.output.emit(document):
@@ -90,7 +100,9 @@ def verify(
             *found.leaf.facts(),
             ("leaf hash", found.leaf_hash.hex()),
             ("checkpoint", f"{found.checkpoint.size:,} entries, root {found.checkpoint.root.hex()}"),
+            *((f"the guard's {name}", "is signed by the guard") for name in signed),
             *((f"{name} given", "is the one that was recorded") for name in opened),
         ]
     )
-    output.line("\n".join(("", _PROVES, _PROVES_NOT, *(() if opened else (_UNCHECKED,)))), style="dim")
+    unchecked = (*(() if signed else (_UNSIGNED,)), *(() if opened else (_UNCHECKED,)))
+    output.line("\n".join(("", _PROVES, _PROVES_NOT, *unchecked)), style="dim")

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from bastide.types.v1 import decision_pb2
@@ -71,6 +72,19 @@ class Leaf:
         found = self.data.get("commitments", [])
         return {str(item["name"]): base64.b64decode(item["digest"]) for item in found}
 
+    def decisions(self) -> dict[str, decision_pb2.SignedDecision]:
+        """Return what the guard signed, as the leaf embeds it: `decision`, and `verdict` on a whole answer."""
+        data = self.data
+        found = {"decision": data.get("decision"), "verdict": data.get("inference", {}).get("verdict")}
+        try:
+            return {
+                name: json_format.ParseDict(signed, decision_pb2.SignedDecision(), max_recursion_depth=4)
+                for name, signed in found.items()
+                if signed
+            }
+        except json_format.ParseError:
+            raise Failure("the leaf embeds something that is not a decision", title="not a log leaf") from None
+
     def facts(self) -> list[tuple[str, str]]:
         """Return what the leaf says, as names and values; empty values say nothing."""
         data, principal = self.data, self.data.get("principal", {})
@@ -111,18 +125,23 @@ class Leaf:
             yield f"found in the {where}", f"{item.get('kind')} × {item.get('count', 0)}: {action}"
 
     def _decision(self) -> Iterator[tuple[str, str]]:
-        """The guard's decision that the leaf embeds; its own signature is not checked here."""
-        encoded = self.data.get("decision", {}).get("decision", "")
-        try:
-            decision = decision_pb2.Decision.FromString(base64.b64decode(encoded))
-        except (DecodeError, ValueError):
-            raise Failure("the leaf embeds something that is not a decision", title="not a log leaf") from None
-        if not decision.decision_id:
+        """The guard's decision that the leaf embeds; `shared.cli.receipt` checks its own signature."""
+        signed = self.decisions().get("decision")
+        if signed is None:
             return
+        decision = decision_of(signed)
         effect = name_of(decision_pb2.Effect, decision.effect, "EFFECT_")
         yield "decision", f"{decision.decision_id}: {effect}, {moment(decision.decided_at)}"
         yield "policy", decision.policy_revision
         yield "reasons", "; ".join(f"{item.code}: {item.message}" for item in decision.reasons)
+
+
+def decision_of(signed: decision_pb2.SignedDecision) -> decision_pb2.Decision:
+    """Return what was signed. Raises Failure when it is no decision."""
+    try:
+        return decision_pb2.Decision.FromString(signed.decision)
+    except DecodeError:
+        raise Failure("the leaf embeds something that is not a decision", title="not a log leaf") from None
 
 
 def _joined(values: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import hmac
 import json
 from pathlib import Path
@@ -10,10 +11,13 @@ from pathlib import Path
 import rfc8785
 from google.protobuf import json_format
 
-from bastide.types.v1 import evidence_pb2
+from bastide.types.v1 import decision_pb2, evidence_pb2
 from shared.cli.failures import Failure
-from shared.cli.leaf import Leaf
+from shared.cli.leaf import Leaf, decision_of
 from shared.errors import Error
+from shared.guard import DECISION_KEY, DECISION_TYPE, GUARD
+from shared.statements import Signature, TrustRoot, verify_bytes
+from shared.statements.dsse import encode_base64
 from shared.transparency.checkpoint import Checkpoint
 from shared.transparency.commitment import SALT_SIZE, verify_commitment
 from shared.transparency.errors import Unverified
@@ -88,6 +92,33 @@ def verify(receipt: evidence_pb2.Receipt, vkey: str) -> VerifiedReceipt:
         checkpoint=checkpoint,
         salts={item.name: item.salt for item in receipt.commitments},
     )
+
+
+def verify_decisions(leaf: Leaf, trust: TrustRoot) -> list[str]:
+    """Check the guard's signatures on what the leaf embeds, and return the names of what was signed. Raises Failure.
+
+    A whole answer needs an allow and a verdict on that same decision; what a writer says without the guard is not
+    enough.
+    """
+    signed = leaf.decisions()
+    effects = {}
+    for name, item in signed.items():
+        decision = decision_of(item)
+        signature = Signature(keyid=item.key_id, sig=encode_base64(item.signature))
+        try:
+            verify_bytes(
+                DECISION_TYPE, item.decision, signature, trust,
+                service=GUARD, kind=DECISION_KEY, at=decision.decided_at.ToDatetime(dt.UTC),
+            )  # fmt: skip
+        except (Error, ValueError):
+            raise Failure(f"the guard did not sign its {name}", title=_NOT_PROVEN) from None
+        if decision.decision_id != leaf.field("decision_id"):
+            raise Failure(f"the guard's {name} is about another call", title=_NOT_PROVEN)
+        effects[name] = decision.effect
+    allowed = {name for name, effect in effects.items() if effect == decision_pb2.EFFECT_ALLOW}
+    if leaf.field("kind") == "completed" and allowed != {"decision", "verdict"}:
+        raise Failure("the call ended well without the guard's word", title=_NOT_PROVEN)
+    return sorted(signed)
 
 
 def prompts(data: bytes) -> list[bytes]:

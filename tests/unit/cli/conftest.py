@@ -17,6 +17,10 @@ from bastide.audit.v1 import record_pb2
 from bastide.types.v1 import content_pb2, decision_pb2, evidence_pb2, principal_pb2
 from services.audit import entry, rendering
 from shared.cli.main import app
+from shared.guard import DECISION_TYPE
+from shared.keys import SigningKey
+from shared.statements import TrustedKey, TrustRoot, sign_bytes
+from shared.statements.dsse import decode_base64
 from shared.transparency.checkpoint import Checkpoint, sign_checkpoint
 from shared.transparency.commitment import commit, new_salt
 from shared.transparency.merkle import fold, hash_leaf, inclusion_plan
@@ -37,6 +41,7 @@ class PublishedLog:
 
     directory: Path
     key: Path
+    trust: Path
     receipt: evidence_pb2.Receipt
 
     def write_receipt(self, path: Path) -> Path:
@@ -62,7 +67,11 @@ def log(tmp_path: Path) -> PublishedLog:
         evidence_pb2.Commitment(name=name, salt=salts[name], digest=commit(values[name], salts[name]))
         for name in values
     ]
-    leaves = [_leaf(_record(f"call-{number}", commitments)) for number in range(5)]
+    guard = SigningKey.create(tmp_path / "decision.pem", name="policy-guard/decision")
+    trust = tmp_path / "trust.json"
+    trusted = TrustRoot(keys=(TrustedKey.of(guard, service="policy-guard", kind="decision"),))
+    trust.write_text(trusted.model_dump_json())
+    leaves = [_leaf(_record(f"call-{number}", commitments, guard)) for number in range(5)]
     tree = Tree()
     for leaf in leaves:
         tree.append(hash_leaf(leaf))
@@ -85,7 +94,7 @@ def log(tmp_path: Path) -> PublishedLog:
         decision_id="decision-call-3",
         call_id="call-3",
     )
-    return PublishedLog(directory=directory, key=key, receipt=receipt)
+    return PublishedLog(directory=directory, key=key, trust=trust, receipt=receipt)
 
 
 def document(result: Result) -> dict[str, object]:
@@ -95,10 +104,17 @@ def document(result: Result) -> dict[str, object]:
     return parsed
 
 
-def _record(call_id: str, commitments: list[evidence_pb2.Commitment]) -> record_pb2.Record:
+def signed(decision: decision_pb2.Decision, guard: SigningKey) -> decision_pb2.SignedDecision:
+    payload = decision.SerializeToString()
+    signature = sign_bytes(DECISION_TYPE, payload, guard)
+    return decision_pb2.SignedDecision(decision=payload, key_id=signature.keyid, signature=decode_base64(signature.sig))
+
+
+def _record(call_id: str, commitments: list[evidence_pb2.Commitment], guard: SigningKey) -> record_pb2.Record:
     decision = decision_pb2.Decision(
         decision_id=f"decision-{call_id}", effect=decision_pb2.EFFECT_ALLOW, policy_revision="sha256:00ff"
     )
+    decision.decided_at.FromDatetime(NOW)
     record = record_pb2.Record(
         record_id=f"record-{call_id}",
         kind=record_pb2.RECORD_KIND_COMPLETED,
@@ -111,15 +127,14 @@ def _record(call_id: str, commitments: list[evidence_pb2.Commitment]) -> record_
             roles=["user"],
             workload=principal_pb2.Workload(spiffe_id="spiffe://bastide.local/client/cli"),
         ),
-        decision=decision_pb2.SignedDecision(
-            decision=decision.SerializeToString(), key_id="policy-guard/decision", signature=bytes(64)
-        ),
+        decision=signed(decision, guard),
         inference=record_pb2.InferenceFacts(
             model="smollm2",
             model_version="models/smollm2/versions/1",
             binding=record_pb2.MODEL_BINDING_LOADED,
             usage=content_pb2.Usage(prompt_tokens=7, completion_tokens=9),
             finish_reason=content_pb2.FINISH_REASON_STOP,
+            verdict=signed(decision, guard),
         ),
         commitments=commitments,
     )

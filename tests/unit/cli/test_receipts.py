@@ -6,10 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+from google.protobuf import json_format
 
+from bastide.types.v1 import decision_pb2
+from shared.cli.failures import Failure
+from shared.cli.leaf import Leaf
+from shared.cli.receipt import verify_decisions
+from shared.keys import SigningKey
+from shared.statements import TrustedKey, TrustRoot
 from shared.transparency.commitment import new_salt
 from shared.transparency.note import Signer
-from tests.unit.cli.conftest import ANSWER, PROMPT, Bastide, PublishedLog, document
+from tests.unit.cli.conftest import ANSWER, NOW, PROMPT, Bastide, PublishedLog, document, signed
 
 
 def test_a_receipt_verifies_and_says_what_it_proves(bastide: Bastide, log: PublishedLog, tmp_path: Path) -> None:
@@ -20,6 +27,59 @@ def test_a_receipt_verifies_and_says_what_it_proves(bastide: Bastide, log: Publi
     assert "It proves" in result.stdout
     assert "It does not prove" in result.stdout
     assert "were not compared" in result.stdout
+
+
+def test_the_guards_word_is_checked_with_a_trust_root(bastide: Bastide, log: PublishedLog, tmp_path: Path) -> None:
+    receipt = log.write_receipt(tmp_path / "r.json")
+    unchecked = bastide("audit", "receipt", "verify", receipt, "--key", log.key)
+    assert "signatures in the entry were not checked" in unchecked.stdout
+    found = document(bastide("audit", "receipt", "verify", receipt, "--key", log.key, "--trust", log.trust, "--json"))
+    assert found["guard_signed"] == ["decision", "verdict"]
+
+
+def test_a_decision_that_the_guard_did_not_sign_is_refused(bastide: Bastide, log: PublishedLog, tmp_path: Path) -> None:
+    other = SigningKey.create(tmp_path / "other.pem", name="policy-guard/decision")
+    trust = tmp_path / "other.json"
+    trust.write_text(TrustRoot(keys=(TrustedKey.of(other, service="policy-guard", kind="decision"),)).model_dump_json())
+    receipt = log.write_receipt(tmp_path / "r.json")
+    result = bastide("audit", "receipt", "verify", receipt, "--key", log.key, "--trust", trust)
+    assert result.exit_code == 1
+    assert "the guard did not sign its decision" in result.stderr
+    assert "verifies" not in result.stdout
+
+
+def decided(call_id: str, effect: decision_pb2.Effect.ValueType) -> decision_pb2.Decision:
+    decision = decision_pb2.Decision(decision_id=f"decision-{call_id}", effect=effect)
+    decision.decided_at.FromDatetime(NOW)
+    return decision
+
+
+@pytest.mark.parametrize(
+    ("decision", "verdict", "message"),
+    [
+        (decided("call", decision_pb2.EFFECT_ALLOW), None, "without the guard's word"),
+        (None, decided("call", decision_pb2.EFFECT_ALLOW), "without the guard's word"),
+        (decided("call", decision_pb2.EFFECT_DENY), decided("call", decision_pb2.EFFECT_ALLOW), "without the guard's"),
+        (decided("call", decision_pb2.EFFECT_ALLOW), decided("call", decision_pb2.EFFECT_DENY), "without the guard's"),
+        (decided("call", decision_pb2.EFFECT_ALLOW), decided("b", decision_pb2.EFFECT_ALLOW), "about another call"),
+        (decided("b", decision_pb2.EFFECT_ALLOW), decided("call", decision_pb2.EFFECT_ALLOW), "about another call"),
+    ],
+)
+def test_a_whole_answer_needs_the_guards_allow_and_its_verdict(
+    tmp_path: Path, decision: decision_pb2.Decision | None, verdict: decision_pb2.Decision | None, message: str
+) -> None:
+    guard = SigningKey.create(tmp_path / "guard.pem", name="policy-guard/decision")
+    trust = TrustRoot(keys=(TrustedKey.of(guard, service="policy-guard", kind="decision"),))
+    stated = {
+        name: json_format.MessageToDict(signed(item, guard), preserving_proto_field_name=True)
+        for name, item in (("decision", decision), ("verdict", verdict))
+        if item is not None
+    }
+    data = {"inference": {"verdict": stated.get("verdict", {})}, "decision": stated.get("decision", {})}
+    fields = {"kind": "completed", "decision_id": "decision-call"}
+    leaf = Leaf(document={"version": 1, "record": {"data": data, "fields": fields}})
+    with pytest.raises(Failure, match=message):
+        verify_decisions(leaf, trust)
 
 
 def test_json_goes_anywhere_on_the_line_and_stands_alone(bastide: Bastide, log: PublishedLog, tmp_path: Path) -> None:
