@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import datetime as dt
+import hashlib
 import hmac
 import json
 import time
@@ -15,6 +17,7 @@ from typing import Any, Literal
 
 import jwt
 import pydantic
+from cachetools import LRUCache
 
 from shared.config import Settings
 from shared.errors import Unauthenticated, Unavailable
@@ -22,6 +25,7 @@ from shared.identity.principal import Kind, Principal, Workload
 
 MAX_TOKEN_BYTES = 8192
 MAX_JWKS_BYTES = 256 * 1024
+_REMEMBERED = 4096
 _ASYMMETRIC = ("EdDSA", "ES256", "ES384", "RS256", "PS256")
 
 
@@ -102,6 +106,17 @@ class _KeySet:
         return data
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Signed:
+    """Claims whose signature, issuer and audience were verified with `key`."""
+
+    claims: Mapping[str, Any]
+    settings: IssuerSettings
+    keys: _KeySet
+    key_id: str
+    key: jwt.PyJWK
+
+
 class TokenVerifier:
     """Verifies bearer tokens of the configured issuers."""
 
@@ -111,6 +126,8 @@ class TokenVerifier:
             item.issuer: (item, _KeySet(item, clock)) for item in issuers
         }
         self._clock = clock
+        # A signature that verified goes on verifying under the same key: everything else is judged at every call.
+        self._signed: LRUCache[bytes, _Signed] = LRUCache(_REMEMBERED)
 
     async def verify(self, token: str, workload: Workload) -> Principal:
         """Return the principal that `token` proves for a caller connected as `workload`.
@@ -127,6 +144,17 @@ class TokenVerifier:
             raise Unauthenticated("the token is not valid") from None
 
     async def _claims(self, token: str) -> dict[str, Any]:
+        digest = hashlib.sha256(token.encode()).digest()
+        signed = self._signed.get(digest)
+        if signed is None or not signed.keys.fresh(signed.key_id) or signed.keys.key(signed.key_id) is not signed.key:
+            signed = self._signed[digest] = await self._verify_signature(token)
+        claims, leeway, now = signed.claims, signed.settings.leeway_seconds, self._clock()
+        expires, issued, not_before = claims["exp"], claims["iat"], claims.get("nbf", claims["iat"])
+        if not (expires > now - leeway and issued <= now + leeway and not_before <= now + leeway):
+            raise ValueError("time")
+        return {**claims, "_bound": signed.settings.bound}
+
+    async def _verify_signature(self, token: str) -> _Signed:
         header = jwt.get_unverified_header(token)
         if header.get("alg") not in _ASYMMETRIC or not isinstance(header.get("kid"), str):
             raise ValueError("algorithm")
@@ -145,12 +173,7 @@ class TokenVerifier:
             options={"require": ["exp", "iat", "iss", "aud", "sub"], "verify_exp": False, "verify_iat": False,
                      "verify_nbf": False},
         )  # fmt: skip
-        now, leeway = self._clock(), settings.leeway_seconds
-        expires, issued, not_before = claims["exp"], claims["iat"], claims.get("nbf", claims["iat"])
-        if not (expires > now - leeway and issued <= now + leeway and not_before <= now + leeway):
-            raise ValueError("time")
-        claims["_bound"] = settings.bound
-        return claims
+        return _Signed(claims=claims, settings=settings, keys=keys, key_id=key_id, key=key)
 
     def _principal(self, claims: dict[str, Any], workload: Workload) -> Principal:
         confirmation = claims.get("cnf", {}).get("x5t#S256")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from services.audit.config import AuditSettings
 from services.audit.methods import ROWS as AUDIT
@@ -18,6 +23,7 @@ from services.policy_guard.guard_service import GuardService
 from services.policy_guard.identity_service import IdentityService
 from services.policy_guard.methods import ROWS as POLICY_GUARD
 from services.policy_guard.policy_service import PolicyService
+from shared.cli.main import app
 from shared.config import Settings
 from tests.suite import ROOT
 
@@ -43,6 +49,59 @@ def settings(model: type[Settings], above: str = "") -> Iterator[str]:
             yield above + name
         else:
             yield from settings(nested, f"{above}{name}{'[]' if 'tuple' in str(field.annotation) else ''}.")
+
+
+def documents() -> list[Path]:
+    folders = ("deploy", "protos", "services", "shared", "tests")
+    return [*ROOT.glob("*.md"), *(path for name in folders for path in (ROOT / name).rglob("*.md"))]
+
+
+def command_of(words: list[str]) -> list[str]:
+    """Return the longest known command that `words` begin with, as `bastide` spells it."""
+    found: Any = typer.main.get_command(app)
+    path: list[str] = []
+    for word in words:
+        if word not in getattr(found, "commands", {}):
+            break
+        found = found.commands[word]
+        path.append(word)
+    return path if not getattr(found, "commands", {}) else []
+
+
+def test_every_command_in_the_documents_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    seen, wrong = 0, []
+    for path in documents():
+        lines = [line for line in path.read_text().splitlines() if line.startswith("    ")]
+        for text in [*re.findall(r"`([^`\n]+)`", path.read_text()), *lines]:
+            for part in re.split(r"&&|;|#", text):
+                match part.split():
+                    case ["make", target, *_] if target not in targets:
+                        wrong.append((path.name, part))
+                    case ["bastide", *words] if words and not command_of(words):
+                        wrong.append((path.name, part))
+                    case ["python", "-m", module, *_] if module.startswith("services."):
+                        seen += 1
+                        if importlib.util.find_spec(module) is None:
+                            wrong.append((path.name, part))
+                    case ["make" | "bastide", *_]:
+                        seen += 1
+    assert not wrong
+    assert seen > 20
+
+
+def test_the_readme_shows_the_example_client_as_it_is() -> None:
+    code = (ROOT / "deploy/examples/backend_client.py").read_text()
+    assert code.split('"""\n\n', 1)[1] in (ROOT / "README.md").read_text()
+
+
+def test_every_link_in_the_documents_leads_somewhere() -> None:
+    broken = []
+    for path in documents():
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
+            if "://" not in link and not (path.parent / link).exists():
+                broken.append((str(path.relative_to(ROOT)), link))
+    assert not broken
 
 
 @pytest.mark.parametrize(
