@@ -31,6 +31,7 @@ RPC_SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 RPC_IN_FLIGHT = Gauge("grpc_server_in_flight", "RPCs being handled.", ["grpc_service"])
+READY = Gauge("bastide_ready", "1 while the service is ready; /readyz says what keeps it from being so.")
 REFUSALS_AGGREGATED = Counter(
     "bastide_refusals_total", "Calls refused before authentication; recorded in aggregate.", ["reason"]
 )

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prometheus_client import Gauge
 from sqlalchemy import select
 
 from services.audit.errors import LogCorrupt, WrongLog
@@ -29,6 +30,8 @@ from shared.transparency.tiles import (
     tile_path,
     tiles_between,
 )
+
+PUBLISHED_ENTRIES = Gauge("bastide_log_published_entries", "Size of the tree that the published directory shows.")
 
 
 class Publisher:
@@ -73,6 +76,7 @@ class Publisher:
                     filled.append(bundle_path(tile.number, TILE_WIDTH))
         await asyncio.to_thread(_write, self._directory / "checkpoint", head.checkpoint.encode())
         await asyncio.to_thread(self._drop_partials, filled)
+        PUBLISHED_ENTRIES.set(head.size)
         return verify_checkpoint(head.checkpoint, self._log)
 
     async def _write_tile(self, tile: TileId, width: int) -> None:

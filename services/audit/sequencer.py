@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from prometheus_client import Gauge
 from sqlalchemy.exc import IntegrityError
 
 from services.audit.entry import END_KINDS, Draft
@@ -30,6 +31,8 @@ from shared.transparency.merkle import EMPTY_ROOT
 from shared.transparency.note import Signer
 from shared.transparency.tiles import TileReader
 from shared.transparency.tree import Tree
+
+LOG_ENTRIES = Gauge("bastide_log_entries", "Size of the tree under the newest signed checkpoint.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +120,7 @@ class Sequencer:
                 await self._tiles.store(connection, tree.take())
                 await swap_head(connection, head, new)
         self._tree = tree
+        LOG_ENTRIES.set(new.size)
         return Step(outcomes=outcomes, head=new, new=dict(placing.new), reader=reader)
 
     def _sign(self, size: int, root: bytes) -> Head:

@@ -26,11 +26,12 @@ from services.model_server.coalescing import coalesced
 from services.model_server.evidence import Course, StreamCut
 from services.model_server.guard_session import GuardSession
 from services.model_server.serving import Served, Serving
+from services.model_server.telemetry import GenerationTelemetry
 from services.model_server.template import Message
 from shared import errors
 from shared.audit import AuditLog
 from shared.guard import DecisionVerifier
-from shared.rpc.call import Call, Denied, Owned
+from shared.rpc.call import Call, Denied, Judgement, Owned
 from shared.rpc.channel import Channel
 
 # Lapsed leases are closed INTERRUPTED; a call that ends on time must never look like one.
@@ -122,15 +123,8 @@ class Inference:
         deadline = asyncio.get_running_loop().time() + seconds
         request = rendering.generation_request(wanted, served.backend, seconds, self._limits.default_max_new_tokens)
         decided = await session.open(rendering.opening(call, wanted, served, stream=stream))
-        judgement = self._verifier.verify(
-            decided.decision, decided.opening, method=call.method, action=call.row.action, subject=call.person.subject
-        )
-        call.judgement = judgement
+        judgement = self._judged(call, decided)
         course = Course(wanted=wanted, prompt_findings=list(decided.findings))
-        assert call.inference is not None
-        call.inference.findings.extend(evidence.counts(decided.findings, output=False))
-        if not judgement.allowed:
-            raise Denied(judgement)
         messages = tuple(Message(role=rendering.ROLES[item.role], content=item.content) for item in decided.messages)
         duties = judgement.decision.obligations
         async with expiring(deadline):
@@ -143,6 +137,7 @@ class Inference:
             prompt_tokens=course.usage.prompt_tokens, max_new_tokens=cap, lease=max(1.0, seconds)
         )
         course.begin(keep=duties.retain_text)
+        telemetry = GenerationTelemetry(call, wanted, version=served.version.manifest.name, max_tokens=cap)
         final = dataclasses.replace(request, messages=messages, max_new_tokens=cap)
         authorised = self._owned.start(self._authorise(call, course, seconds))
         try:
@@ -163,9 +158,12 @@ class Inference:
                 interval=STREAMED_INTERVAL if stream else UNARY_INTERVAL,
                 at_once=stream,
             )
-            async with contextlib.aclosing(self._released(call, generated, session, course)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
+            try:
+                async with contextlib.aclosing(self._released(call, generated, session, course, telemetry)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+            finally:
+                telemetry.end(course.usage, course.finish)
         except (asyncio.CancelledError, GeneratorExit):
             # The caller went away: generation has stopped, and what was released is told by a task of our own.
             gone = errors.Cancelled("the caller went away")
@@ -189,8 +187,24 @@ class Inference:
             decision=judgement.signed,
         )
 
+    def _judged(self, call: Call, decided: guard_pb2.Decided) -> Judgement:
+        """Return the guard's verified allow, and note it for the record. Raises Denied or GuardUnavailable."""
+        call.judgement = self._verifier.verify(
+            decided.decision, decided.opening, method=call.method, action=call.row.action, subject=call.person.subject
+        )
+        assert call.inference is not None
+        call.inference.findings.extend(evidence.counts(decided.findings, output=False))
+        if not call.judgement.allowed:
+            raise Denied(call.judgement)
+        return call.judgement
+
     async def _released(
-        self, call: Call, generated: AsyncGenerator[Piece, None], session: GuardSession, course: Course
+        self,
+        call: Call,
+        generated: AsyncGenerator[Piece, None],
+        session: GuardSession,
+        course: Course,
+        telemetry: GenerationTelemetry,
     ) -> AsyncGenerator[inference_pb2.GenerationChunk, None]:
         """Yield what the guard releases of what the backend generates, then settle."""
         rest = ""
@@ -199,7 +213,8 @@ class Inference:
                 course.usage.completion_tokens += piece.tokens
                 if piece.finish is not None:
                     course.finish = rendering.FINISH[piece.finish]
-                rest = piece.text
+                if rest := piece.text:
+                    telemetry.text()
                 # The last of the output is inspected with the end of the session.
                 while len(rest) > MAX_INSPECTED or (rest and piece.finish is None):
                     part, rest = rest[:MAX_INSPECTED], rest[MAX_INSPECTED:]

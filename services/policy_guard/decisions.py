@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import rfc8785
+from prometheus_client import Counter
 
 from bastide.types.v1 import content_pb2, decision_pb2
 from services.policy_guard.result import InferenceObligations, PolicyResult
@@ -23,6 +24,9 @@ from shared.transparency.commitment import commit, new_salt
 
 LIFETIME = dt.timedelta(seconds=30)
 MAX_INPUT_BYTES = 16 * 1024
+
+
+DECISIONS = Counter("bastide_decisions_total", "Decisions of policy.", ["action", "effect"])
 
 
 class DecisionSigner:
@@ -71,6 +75,7 @@ class DecisionSigner:
             limit.window.FromSeconds(item.window_seconds)
         decision.decided_at.FromDatetime(now)
         decision.expires_at.FromDatetime(now + LIFETIME)
+        DECISIONS.labels(decision.action, decision_pb2.Effect.Name(decision.effect).removeprefix("EFFECT_")).inc()
         opening = decision_pb2.DecisionOpening(salt=salt, policy_input=facts, principal=principal_message(principal))
         return Judgement(decision=decision, signed=self._signed(decision), opening=opening)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from typing import Any
 
 from google.protobuf import json_format
+from prometheus_client import Counter
 
 from bastide.policy_guard.v1 import guard_pb2
 from bastide.types.v1 import content_pb2, decision_pb2, principal_pb2
@@ -56,6 +57,11 @@ class LocalGuard:
             ),
             audience=self._audience,
         )
+
+
+FINDINGS = Counter(
+    "bastide_findings_total", "Findings in prompts and outputs, and what was done.", ["place", "kind", "action"]
+)
 
 
 class GuardService:
@@ -133,6 +139,7 @@ class GuardService:
         decided = guard_pb2.Decided(decision=judgement.signed, opening=judgement.opening)
         if not judgement.allowed:
             decided.findings.extend(_prompt_findings(found))
+            _count("prompt", decided.findings)
             yield guard_pb2.GuardInferenceResponse(decided=decided)
             return
         content = ContentSession(scanner, result, max_held=self._max_held)
@@ -145,6 +152,7 @@ class GuardService:
             for item, text in zip(opening.messages, prompt.messages, strict=True)
         )
         decided.findings.extend(_finding(item, action, index) for index, item, action in prompt.findings)
+        _count("prompt", decided.findings)
         yield guard_pb2.GuardInferenceResponse(decided=decided)
         reserve = (await _next(requests, "reserve")).reserve
         budget = BudgetSession(
@@ -268,12 +276,19 @@ def _prompt_findings(found: tuple[tuple[Finding, ...], ...]) -> list[content_pb2
 
 
 def _released(released: Released) -> guard_pb2.Released:
-    return guard_pb2.Released(
-        text=released.text, findings=[_finding(item, action) for item, action in released.findings]
-    )
+    findings = [_finding(item, action) for item, action in released.findings]
+    _count("output", findings)
+    return guard_pb2.Released(text=released.text, findings=findings)
+
+
+def _count(place: str, findings: Iterable[content_pb2.Finding]) -> None:
+    for item in findings:
+        action = content_pb2.ContentAction.Name(item.action).removeprefix("CONTENT_ACTION_")
+        FINDINGS.labels(place, item.kind, action).inc()
 
 
 def _cut(finding: Finding) -> guard_pb2.Cut:
+    FINDINGS.labels("output", finding.kind, "BLOCK").inc()
     return guard_pb2.Cut(
         reasons=[
             decision_pb2.Reason(

@@ -9,10 +9,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
+from prometheus_client import Counter
 
 from shared.child import ChildUnavailable
 
 _log = structlog.get_logger(__name__)
+
+EXITS = Counter("bastide_child_exits_total", "Supervised programs that ended by themselves or were killed.", ["child"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,7 @@ class Supervisor:
             finally:
                 self._serving.clear()
                 await _end(process)
+            EXITS.labels(self._name).inc()
             _log.warning("child_exited", child=self._name, returncode=process.returncode)
             failures = 1 if clock() - started >= self._restart.max_delay else failures + 1
             while True:

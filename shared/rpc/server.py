@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from shared import errors
+from shared import errors, observability
 from shared.audit import AuditLog
 from shared.config import Settings
 from shared.identity.tokens import IssuerSettings, TokenVerifier
@@ -211,6 +211,7 @@ class Server:
             if found != self._found:
                 log.info("readiness", problems=dict(found))
             self._found = found
+            observability.READY.set(self._ready())
             await asyncio.sleep(1.0)
 
 
