@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from jwt.algorithms import OKPAlgorithm
 
 from services.policy_guard.sign_in import SignedIn
+from shared.identity.jwks import key_set
 from shared.identity.principal import Workload
 from shared.identity.tokens import thumbprint
 from shared.keys import SigningKey
@@ -64,11 +65,7 @@ class TokenIssuer:
 
     def jwks(self) -> str:
         """Return the JWK Set (RFC 7517) of the public keys."""
-        keys = [
-            {**OKPAlgorithm.to_jwk(key, as_dict=True), "kid": key_id, "use": "sig", "alg": "EdDSA"}
-            for key_id, key in self._published.items()
-        ]
-        return json.dumps({"keys": keys})
+        return key_set(self._published)
 
     def _issue(
         self, subject: str, tenant: str, roles: Sequence[str], workload: Workload, proof: dict[str, Any]

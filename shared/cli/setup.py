@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from jwt.algorithms import OKPAlgorithm
-
 from shared.identity.authority import CertificateAuthority
+from shared.identity.jwks import key_set
 from shared.keys import FileKeyProvider, SigningKey, files
 from shared.statements import TrustedKey, TrustRoot
 from shared.transparency.note import Signer
@@ -38,7 +35,7 @@ _IN_TRUST_ROOT = (("policy-guard", "decision"), ("model-server", "statement"))
 def create(home: Path, *, base_port: int = BASE_PORT, clients: tuple[str, ...] = ("cli",)) -> None:
     """Create a set-up in `home`, which must be empty or absent. Raises FileExistsError.
 
-    Ports: base_port + 0.. for gRPC of audit, policy-guard and model-server, + 10.. for their probes; 0 takes free ones.
+    Ports: base_port + 0.. for gRPC of audit, policy-guard and model-server, + 10.. for their probes.
     """
     if home.exists() and any(home.iterdir()):
         raise FileExistsError(f"{home} is not empty")
@@ -60,7 +57,7 @@ def create(home: Path, *, base_port: int = BASE_PORT, clients: tuple[str, ...] =
             if (service, kind) in _IN_TRUST_ROOT:
                 trusted.append(TrustedKey.of(key, service=service, kind=kind))
             if kind == "identity":
-                write_jwks(home / "trust" / "jwks.json", {key.key_id: key.public_key})
+                (home / "trust" / "jwks.json").write_text(key_set({key.key_id: key.public_key}))
     (home / "trust" / "trust.json").write_text(TrustRoot(keys=tuple(trusted)).model_dump_json(indent=2) + "\n")
     signer = Signer.generate(LOG_NAME)
     files.create(home / "audit" / "log.key", signer.skey.encode())
@@ -78,18 +75,9 @@ def issue_client(home: Path, name: str) -> None:
     authority.issue(f"client/{name}", home / "pki" / "clients" / name, dns=f"{name}.client.{TRUST_DOMAIN}")
 
 
-def write_jwks(path: Path, keys: dict[str, Ed25519PublicKey]) -> None:
-    """Write a JWK Set (RFC 7517, RFC 8037) of the public keys, by key id."""
-    entries = [
-        {**json.loads(OKPAlgorithm.to_jwk(key)), "kid": key_id, "use": "sig", "alg": "EdDSA"}
-        for key_id, key in keys.items()
-    ]
-    path.write_text(json.dumps({"keys": entries}, indent=2) + "\n")
-
-
 def _configuration(home: Path, service: str, base_port: int, position: int) -> str:
     def address(offset: int) -> str:
-        return f"127.0.0.1:{base_port + offset if base_port else 0}"
+        return f"127.0.0.1:{base_port + offset}"
 
     lines = [
         f"# Written by `bastide init`. `python -m services.{service.replace('-', '_')} --config <this> --check-config`",
