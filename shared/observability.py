@@ -15,6 +15,7 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -66,8 +67,11 @@ def configure(settings: ObservabilitySettings, *, service: str) -> None:
     )
     structlog.contextvars.bind_contextvars(service=service)
     propagate.set_global_textmap(TraceContextTextMapPropagator())
-    # Without an endpoint spans still carry ids, which tie the log lines of all services together.
-    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: f"bastide-{service}"}))
+    # Without an endpoint spans are not recorded but still carry ids, which tie the log lines of all services together.
+    provider = TracerProvider(
+        resource=Resource.create({SERVICE_NAME: f"bastide-{service}"}),
+        sampler=ALWAYS_OFF if settings.otlp_endpoint is None else ALWAYS_ON,
+    )
     if settings.otlp_endpoint is not None:
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.otlp_endpoint)))
     trace.set_tracer_provider(provider)

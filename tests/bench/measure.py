@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table
 
-OUT = Console(width=110)
+OUT = Console(width=120, highlight=False)
 
 
 @dataclass
@@ -30,11 +30,37 @@ class Series:
         return self.name, f"{self.median:,.2f} {self.unit}", f"{min(self.values):,.2f} … {max(self.values):,.2f}"
 
 
+def compare(name: str, ours: Series, peer: Series) -> Series:
+    """Return ours / peer, run by run: what slows the machine down in one run slows both."""
+    return Series(name, "×", [a / b for a, b in zip(ours.values, peer.values, strict=True)])
+
+
+def added(name: str, through: Series, direct: Series) -> Series:
+    """Return through - direct, run by run."""
+    return Series(name, direct.unit, [a - b for a, b in zip(through.values, direct.values, strict=True)])
+
+
+def at_least(series: Series, bound: float) -> str:
+    """Return the aim that the median reaches `bound`, beside what was measured."""
+    return _aim(series, "≥", bound, series.median >= bound)
+
+
+def at_most(series: Series, bound: float) -> str:
+    """Return the aim that the median stays within `bound`, beside what was measured."""
+    return _aim(series, "≤", bound, series.median <= bound)
+
+
+def _aim(series: Series, sign: str, bound: float, met: bool) -> str:
+    figures = f"{series.name.strip()} {sign} {bound:,g} {series.unit}; measured {series.median:,.2f} {series.unit}"
+    return f"aim: {figures}: {'met' if met else 'missed'}"
+
+
 def show(title: str, series: list[Series], notes: list[str]) -> None:
-    """Print one table: median and spread of each series, then ratios and remarks."""
-    table = Table("figure", "median", "min … max", title=title, title_justify="left", title_style="bold")
+    """Print one table: median and spread of each series, then aims and remarks."""
+    table = Table("figure", "median", "min … max")
     for item in series:
         table.add_row(*item.row())
+    OUT.print(f"[bold]{title}[/]")
     OUT.print(table)
     for note in notes:
         OUT.print(f"  {note}")

@@ -1,4 +1,4 @@
-"""A model server double: speaks the chat completions stream of vLLM and TGI, and every fault a test asks for."""
+"""A model server double: speaks the chat completions of vLLM and TGI, and as a stream every fault a test asks for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,20 @@ def chunk(content: object = None, *, finish: object = None, model: object = MODE
 def usage(tokens: object = 7) -> dict[str, Any]:
     """Return the last event, which states the usage."""
     return chunk(choices=[], usage={"prompt_tokens": 9, "completion_tokens": tokens, "total_tokens": 16})
+
+
+def whole(events: Iterable[object]) -> dict[str, Any]:
+    """Return what the events of a stream say as the one body that answers a call without `stream`."""
+    body: dict[str, Any] = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": MODEL}
+    text, finish = "", None
+    for event in events:
+        if isinstance(event, dict):
+            body["usage"] = event.get("usage")
+            for choice in event["choices"]:
+                text += choice["delta"]["content"]
+                finish = choice["finish_reason"]
+    message = {"role": "assistant", "content": text}
+    return body | {"choices": [{"index": 0, "message": message, "finish_reason": finish}]}
 
 
 GOOD: tuple[object, ...] = (*map(chunk, TEXT), chunk("", finish="stop"), usage(), "[DONE]")
@@ -85,6 +99,8 @@ class RemoteModel:
         if self.status != 200:
             headers = {"Location": self.location} if self.location else {}
             return web.json_response({"error": {"message": "secret"}}, status=self.status, headers=headers)
+        if not self.requests[-1].get("stream"):
+            return web.json_response(whole(self.events))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         try:
             await response.prepare(request)

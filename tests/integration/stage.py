@@ -26,6 +26,7 @@ from grpc_status import rpc_status
 from opentelemetry import trace
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from bastide.audit.v1 import audit_pb2, audit_pb2_grpc, record_pb2
 from bastide.model_server.v1 import catalog_pb2, catalog_pb2_grpc, inference_pb2, inference_pb2_grpc
@@ -275,6 +276,7 @@ class Stage:
             observability.configure(observability.ObservabilitySettings(), service="stage")
         structlog.configure(cache_logger_on_first_use=False)
         provider: Any = trace.get_tracer_provider()
+        provider.sampler = ALWAYS_ON  # as where there is an endpoint
         provider.add_span_processor(SimpleSpanProcessor(self.spans))
 
     def _policies(self) -> Path:
