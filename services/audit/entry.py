@@ -13,9 +13,10 @@ the lease's end are audit's, and differ when a writer tries again.
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import rfc8785
 
@@ -65,14 +66,14 @@ class Sealed:
 class Entry:
     """A fact as its writer states it. Empty strings mean: not applicable.
 
-    `data` is the writer's statement, a canonical JSON object without text of prompts or documents; `principal`
+    `data` is the writer's statement, a JSON object without text of prompts or documents; `principal`
     is a pseudonym. `lease_expires` asks audit to close the call `interrupted` if no end of it comes by then.
     """
 
     writer: str
     record_id: str
     kind: str
-    data: bytes
+    data: Mapping[str, Any]
     call_id: str = ""
     decision_id: str = ""
     tenant: str = ""
@@ -145,7 +146,10 @@ def draft(entry: Entry, now: datetime, *, closes: int | None = None) -> Draft:
     lease = b""
     if entry.lease_expires is not None:
         lease = b'"lease_expires":"%b",' % format_time(entry.lease_expires).encode()
-    statement = b'{"data":%b,"fields":%b}' % (entry.data, rfc8785.dumps(fields))
+    try:
+        statement = rfc8785.dumps({"data": dict(entry.data), "fields": fields})
+    except (rfc8785.CanonicalizationError, RecursionError, UnicodeError):
+        raise InvalidArgument("the data has no canonical JSON (RFC 8785)", field="data") from None
     leaf = b'{%b"record":%b,"record_id":%b,"time":"%b","version":1,"writer":%b}' % (
         lease,
         statement,
@@ -171,9 +175,6 @@ def _check(entry: Entry) -> None:
         required = name in ("writer", "record_id", "kind")
         if len(value) > _MAX_TEXT or not value.isprintable() or (required and not value):
             raise InvalidArgument("a printable text of at most 255 characters is needed", field=name)
-    if len(entry.data) > MAX_LEAF_BYTES:
-        raise InvalidArgument("a leaf has at most 16 KiB", field="data")
-    _check_canonical(entry.data)
     if entry.lease_expires is not None and not (entry.call_id and entry.lease_expires.tzinfo):
         raise InvalidArgument("a lease needs a call id and a time with its zone", field="lease_expires")
     names = {part.name for part in entry.sealed}
@@ -182,13 +183,3 @@ def _check(entry: Entry) -> None:
     for part in entry.sealed:
         if not part.name.isidentifier() or not part.pseudonym or len(part.ciphertext) > MAX_SEALED_BYTES:
             raise InvalidArgument("a sealed part has a name, a person and at most 1 MiB", field="sealed")
-
-
-def _check_canonical(data: bytes) -> None:
-    try:
-        value = json.loads(data)
-        canonical = isinstance(value, dict) and rfc8785.dumps(value) == data
-    except (ValueError, RecursionError, rfc8785.CanonicalizationError):
-        canonical = False
-    if not canonical:
-        raise InvalidArgument("the data is not a canonical JSON object (RFC 8785)", field="data")

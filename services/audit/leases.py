@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import rfc8785
 from sqlalchemy import select
 
 from services.audit.entry import INTERRUPTED, Entry, Record, format_time, from_micros, to_micros
@@ -67,7 +66,7 @@ def _interruption(item: _Lapsed, writer: str) -> Entry:
         writer=writer,
         record_id=f"{INTERRUPTED}-{opened.index}",
         kind=INTERRUPTED,
-        data=rfc8785.dumps(
+        data=(
             {
                 "authorised_index": opened.index,
                 "authorised_leaf_hash": opened.leaf_hash.hex(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-import rfc8785
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
@@ -40,7 +39,7 @@ def to_entry(
         writer=writer,
         record_id=record.record_id,
         kind=_KINDS[record.kind],
-        data=rfc8785.dumps(_facts(record)),
+        data=_facts(record),
         call_id=record.call_id,
         decision_id=_decision_id(record),
         tenant=record.principal.tenant,

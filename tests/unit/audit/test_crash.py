@@ -29,9 +29,7 @@ async def append_for_ever(url: str, directory: Path) -> None:
 
         async def append(lane: int) -> None:
             for n in range(1_000_000):
-                appended = await log.append(
-                    entry(n, record_id=f"{lane}-{n}", data=b'{"pad":"%s"}' % (b"x" * 2000)), within=60
-                )
+                appended = await log.append(entry(n, record_id=f"{lane}-{n}", data={"pad": "x" * 2000}), within=60)
                 line = f"{lane}-{n} {appended.leaf.hex()} {appended.proof.encode().encode().hex()}\n"
                 os.write(1, line.encode())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 
 import pytest
@@ -85,7 +86,7 @@ async def test_a_record_repeated_within_one_batch_is_logged_once(log: Log, clock
     assert (await log.reader.head()).size == 1
 
 
-@pytest.mark.parametrize("changed", [{"data": b'{"n":2}'}, {"outcome": "other"}, {"kind": "completed"}])
+@pytest.mark.parametrize("changed", [{"data": {"n": 2}}, {"outcome": "other"}, {"kind": "completed"}])
 async def test_a_record_id_used_for_something_else_is_refused(log: Log, changed: dict[str, object]) -> None:
     await log.append(entry(1), within=10)
     with pytest.raises(RecordConflict):
@@ -95,7 +96,7 @@ async def test_a_record_id_used_for_something_else_is_refused(log: Log, changed:
 
 async def test_a_group_is_logged_whole_and_in_order_or_not_at_all(log: Log) -> None:
     await log.append(entry(5), within=10)
-    group = [entry(4), entry(5, data=b"{}"), entry(6)]
+    group = [entry(4), entry(5, data={}), entry(6)]
     bad, good = await asyncio.gather(
         log.append_all(group, within=10),
         log.append_all([entry(9), entry(5), entry(7)], within=10),
@@ -227,19 +228,13 @@ async def test_an_altered_entry_is_never_returned(log: Log, records: Records) ->
 @pytest.mark.parametrize(
     ("changed", "field"),
     [
-        ({"data": b""}, "data"),
-        ({"data": b"[]"}, "data"),
-        ({"data": b'{"b":1,"a":2}'}, "data"),
-        ({"data": b'{"a": 1}'}, "data"),
-        ({"data": b'{"a":1,"a":1}'}, "data"),
-        ({"data": b'{"a":NaN}'}, "data"),
-        ({"data": b'{"a":1.0}'}, "data"),
-        ({"data": b'{"a":9007199254740993}'}, "data"),
-        ({"data": b'{"a":"\xff"}'}, "data"),
-        ({"data": b'{"a":"\\ud800"}'}, "data"),
-        ({"data": b'{"a":' + b"[" * 8000 + b"]" * 8000 + b"}"}, "data"),
-        ({"data": rfc8785.dumps({"a": "x" * MAX_LEAF_BYTES})}, "data"),
-        ({"data": rfc8785.dumps({"a": "x" * (MAX_LEAF_BYTES - 20)})}, "data"),
+        ({"data": {"a": float("nan")}}, "data"),
+        ({"data": {"a": 9007199254740993}}, "data"),
+        ({"data": {"a": b"bytes"}}, "data"),
+        ({"data": {"a": "\ud800"}}, "data"),
+        ({"data": {"a": functools.reduce(lambda inner, _: [inner], range(8000), [])}}, "data"),
+        ({"data": {"a": "x" * MAX_LEAF_BYTES}}, "data"),
+        ({"data": {"a": "x" * (MAX_LEAF_BYTES - 20)}}, "data"),
         ({"writer": ""}, "writer"),
         ({"record_id": "a" * 256}, "record_id"),
         ({"kind": ""}, "kind"),
