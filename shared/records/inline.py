@@ -83,6 +83,10 @@ class InlineConnection:
     async def close(self) -> None:
         self._connection.close()
 
+    def stop(self) -> None:
+        """Close without waiting for anything: for a connection whose owner was cancelled."""
+        self._connection.close()
+
     async def create_function(self, name: str, arguments: int, function: Callable[..., Any], **options: bool) -> None:
         self._connection.create_function(name, arguments, function, **options)
 

@@ -252,3 +252,24 @@ def test_a_server_accepts_its_schema_and_the_one_before(stores: Stores, tmp_path
     asyncio.run(check(url, path))
     with pytest.raises(SchemaMismatch, match="run a newer build"):
         asyncio.run(check(url, older))
+
+
+async def test_a_writer_that_is_cancelled_at_any_moment_leaves_all_or_nothing(database_url: str) -> None:
+    async with Records(database_url) as records:
+        async with records.write() as connection:
+            await connection.execute(text("CREATE TABLE pairs (number INTEGER)"))
+
+        async def pair(number: int) -> None:
+            async with records.write() as connection:
+                for _ in range(2):
+                    await connection.execute(text("INSERT INTO pairs VALUES (:number)"), {"number": number})
+
+        for number in range(60):
+            task = asyncio.create_task(pair(number))
+            await asyncio.sleep(number / 60 * 0.01)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        async with records.read() as connection:
+            counts = await connection.execute(text("SELECT COUNT(*) FROM pairs GROUP BY number"))
+            assert {row[0] for row in counts} <= {2}
+        await pair(100)
