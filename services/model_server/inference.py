@@ -121,7 +121,9 @@ class Inference:
         seconds: float,
     ) -> AsyncGenerator[Event, None]:
         deadline = asyncio.get_running_loop().time() + seconds
-        request = rendering.generation_request(wanted, served.backend, seconds, self._limits.default_max_new_tokens)
+        request = rendering.generation_request(
+            wanted, served.backend, seconds, self._limits.default_max_new_tokens, stream=stream
+        )
         decided = await session.open(rendering.opening(call, wanted, served, stream=stream))
         judgement = self._judged(call, decided)
         course = Course(wanted=wanted, prompt_findings=list(decided.findings))

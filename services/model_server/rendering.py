@@ -15,7 +15,7 @@ FINISH = {Finish.STOP: content_pb2.FINISH_REASON_STOP, Finish.LENGTH: content_pb
 
 
 def generation_request(
-    wanted: inference_pb2.InferenceCall, backend: Backend, seconds: float, default_tokens: int
+    wanted: inference_pb2.InferenceCall, backend: Backend, seconds: float, default_tokens: int, *, stream: bool
 ) -> GenerationRequest:
     """Return the request with the caller's parameters, checked; messages come later. Raises InvalidArgument."""
     given = wanted.parameters
@@ -31,6 +31,7 @@ def generation_request(
         presence_penalty=given.presence_penalty,
         frequency_penalty=given.frequency_penalty,
         stop=tuple(given.stop),
+        whole=not stream,
     )
     try:
         check_request(request, backend.abilities)

@@ -1,4 +1,4 @@
-"""A model server double: speaks the chat completions of vLLM and TGI, and as a stream every fault a test asks for."""
+"""A model server double: speaks the chat completions of vLLM and TGI, and every fault a test asks for."""
 
 from __future__ import annotations
 
@@ -34,18 +34,28 @@ def usage(tokens: object = 7) -> dict[str, Any]:
     return chunk(choices=[], usage={"prompt_tokens": 9, "completion_tokens": tokens, "total_tokens": 16})
 
 
-def whole(events: Iterable[object]) -> dict[str, Any]:
-    """Return what the events of a stream say as the one body that answers a call without `stream`."""
+def whole(events: Iterable[Any]) -> dict[str, Any]:
+    """Return what the events of a stream say, sense or nonsense, as the one body that answers without `stream`."""
     body: dict[str, Any] = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": MODEL}
-    text, finish = "", None
+    contents, finish, odd = [], None, None
     for event in events:
-        if isinstance(event, dict):
-            body["usage"] = event.get("usage")
-            for choice in event["choices"]:
-                text += choice["delta"]["content"]
-                finish = choice["finish_reason"]
-    message = {"role": "assistant", "content": text}
-    return body | {"choices": [{"index": 0, "message": message, "finish_reason": finish}]}
+        if not isinstance(event, dict):
+            continue
+        if "choices" not in event:
+            return event
+        body["usage"] = event.get("usage")
+        body["padding"] = body.get("padding", "") + event.get("padding", "")
+        if event["model"] != MODEL:
+            body["model"] = event["model"]
+        if not isinstance(event["choices"], list) or len(event["choices"]) > 1:
+            odd = event["choices"]
+            continue
+        for choice in event["choices"]:
+            contents.append(choice["delta"]["content"])
+            finish = choice["finish_reason"] or finish
+    content = "".join(contents) if all(isinstance(item, str) for item in contents) else contents
+    message = {"role": "assistant", "content": content}
+    return body | {"choices": odd or [{"index": 0, "message": message, "finish_reason": finish}]}
 
 
 GOOD: tuple[object, ...] = (*map(chunk, TEXT), chunk("", finish="stop"), usage(), "[DONE]")
@@ -100,7 +110,7 @@ class RemoteModel:
             headers = {"Location": self.location} if self.location else {}
             return web.json_response({"error": {"message": "secret"}}, status=self.status, headers=headers)
         if not self.requests[-1].get("stream"):
-            return web.json_response(whole(self.events))
+            return await self._whole(request)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         try:
             await response.prepare(request)
@@ -119,3 +129,18 @@ class RemoteModel:
             self.disconnected.set()
             raise
         return response
+
+    async def _whole(self, request: web.Request) -> web.StreamResponse:
+        try:
+            for event in self.events:
+                if event is None:
+                    assert request.transport is not None
+                    request.transport.abort()
+                elif isinstance(event, asyncio.Event):
+                    await event.wait()
+                elif isinstance(event, str) and event != "[DONE]":
+                    return web.Response(text=event, content_type="application/json")
+            return web.json_response(whole(self.events))
+        except asyncio.CancelledError:
+            self.disconnected.set()
+            raise

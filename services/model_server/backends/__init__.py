@@ -56,7 +56,8 @@ class GenerationRequest:
     """One conversation to continue.
 
     `temperature` 0 is greedy decoding, else it is 0.01 to 2; `top_p` is above 0, at most 1; `top_k` 0 means no
-    such limit; the penalties are -2 to 2. `timeout` is in seconds from the call on, waiting included.
+    such limit; the penalties are -2 to 2. `timeout` is in seconds from the call on, waiting included. `whole` says
+    that nobody sees anything before the end, so that a backend may fetch the answer in one piece.
     """
 
     messages: Sequence[Message]
@@ -70,6 +71,7 @@ class GenerationRequest:
     frequency_penalty: float = 0.0
     stop: tuple[str, ...] = ()
     n: int = 1
+    whole: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

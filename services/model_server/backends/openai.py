@@ -13,7 +13,10 @@ from services.model_server.backends.remote import Delta, RemoteBackend, RemoteSe
 
 
 class OpenAIBackend(RemoteBackend):
-    """`POST /chat/completions` as a stream. `url` is the API's root, which usually ends in `/v1`."""
+    """`POST /chat/completions`, as a stream unless the answer is wanted whole.
+
+    `url` is the API's root, which usually ends in `/v1`.
+    """
 
     client_faults = (openai.OpenAIError,)
 
@@ -39,17 +42,17 @@ class OpenAIBackend(RemoteBackend):
             "presence_penalty": request.presence_penalty or None,
             "frequency_penalty": request.frequency_penalty or None,
             "stop": list(request.stop) or None,
-            "stream": True,
-            "stream_options": {"include_usage": True},
         }
-        # Chunks as plain JSON: `_delta` and `RemoteBackend` check every field that counts, and the client's models
-        # of whole chunks would cost more than everything else that happens to a token.
+        body = {name: value for name, value in parameters.items() if value is not None}
+        # Plain JSON: `_delta` and `RemoteBackend` check every field that counts, and the client's models of whole
+        # chunks would cost more than everything else that happens to a token.
+        if request.whole:
+            answer = await self._client.post("/chat/completions", body=body, cast_to=object)
+            yield _one(_delta(answer, "message"))
+            return
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
         stream = await self._client.post(
-            "/chat/completions",
-            body={name: value for name, value in parameters.items() if value is not None},
-            cast_to=object,
-            stream=True,
-            stream_cls=openai.AsyncStream[object],
+            "/chat/completions", body=body, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]
         )
         async with stream, contextlib.aclosing(_deltas(stream)) as deltas:
             yield deltas
@@ -66,17 +69,24 @@ class OpenAIBackend(RemoteBackend):
 
 async def _deltas(stream: openai.AsyncStream[object]) -> AsyncGenerator[Delta, None]:
     async for chunk in stream:
-        yield _delta(chunk)
+        yield _delta(chunk, "delta")
 
 
-def _delta(chunk: Any) -> Delta:
-    """Return one `chat.completion.chunk`; raises some `LookupError`, `TypeError` or `ValueError` for anything else."""
+async def _one(delta: Delta) -> AsyncGenerator[Delta, None]:
+    yield delta
+
+
+def _delta(chunk: Any, content: str) -> Delta:
+    """Return one `chat.completion.chunk`, or a `chat.completion`, whose text lies under another name.
+
+    Raises some `LookupError`, `TypeError`, `ValueError` or `AttributeError` for anything else.
+    """
     choices, usage = chunk.get("choices"), chunk.get("usage")
     if len(choices) > 1:
         raise ValueError
-    choice = choices[0] if choices else {"delta": {}}
+    choice = choices[0] if choices else {content: {}}
     return Delta(
-        text=choice["delta"].get("content"),
+        text=choice[content].get("content"),
         finish=choice.get("finish_reason"),
         completion_tokens=None if usage is None else usage["completion_tokens"],
         model=chunk["model"],

@@ -188,9 +188,15 @@ class RemoteBackend(abc.ABC):
             if self._settings.api_key is not None:
                 request.headers["authorization"] = f"Bearer {self._settings.api_key}"
 
+        # In JSON a character takes up to 6 bytes, and in a stream every token its envelope, which is below 1 KiB.
+        most = self._settings.max_context * (6 * _MAX_TOKEN_CHARACTERS + 1024) + 1024 * 1024
+
+        async def bound(response: httpx2.Response) -> None:
+            response.stream = _Bounded(response.stream, most)
+
         return httpx2.AsyncClient(
             verify=ssl.create_default_context(cafile=self._settings.ca_file),
-            event_hooks={"request": [authorise]},
+            event_hooks={"request": [authorise], "response": [bound]},
             trust_env=False,
             follow_redirects=False,
             timeout=httpx2.Timeout(None, connect=self._settings.connect_timeout),
@@ -220,6 +226,27 @@ class RemoteBackend(abc.ABC):
                 await self.check()
                 if not self._healthy:
                     _log.warning("model_server_unhealthy")
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """A response body that breaks off when there is more of it than any answer has."""
+
+    def __init__(self, stream: object, most: int) -> None:
+        if not isinstance(stream, httpx2.AsyncByteStream):
+            raise TypeError("an asynchronous client has asynchronous bodies")
+        self._stream = stream
+        self._most = most
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = self._most
+        async for part in self._stream:
+            left -= len(part)
+            if left < 0:
+                raise httpx2.ReadError("the answer is too long")
+            yield part
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 class _Answer:

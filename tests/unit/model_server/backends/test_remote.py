@@ -24,7 +24,15 @@ from services.model_server.template import Message
 from shared import errors
 from tests.fakes.remote_model import GOOD, MODEL, TEXT, RemoteModel, chunk, usage
 
-KINDS = {"openai": (OpenAIBackend, "/v1"), "tgi": (TgiBackend, "")}
+# Backend, path of the API, and whether answers are fetched whole.
+KINDS = {
+    "openai": (OpenAIBackend, "/v1", False),
+    "openai whole": (OpenAIBackend, "/v1", True),
+    "tgi": (TgiBackend, "", False),
+}
+
+
+STREAMING = [kind for kind, (_, _, whole) in KINDS.items() if not whole]
 
 
 @pytest.fixture(params=KINDS)
@@ -33,7 +41,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def build(kind: str, url: str, **settings: Any) -> RemoteBackend:
-    backend, path = KINDS[kind]
+    backend, path, _ = KINDS[kind]
     return backend(RemoteSettings(**({"url": url + path, "model": MODEL, "max_context": 100} | settings)))
 
 
@@ -48,9 +56,10 @@ async def serving(kind: str, server: RemoteModel, **settings: Any) -> AsyncItera
             await backend.close()
 
 
-def ask(**parameters: Any) -> GenerationRequest:
+def ask(kind: str, **parameters: Any) -> GenerationRequest:
     messages = [Message(role="user", content="What is the capital of France?")]
-    return GenerationRequest(**({"messages": messages, "max_new_tokens": 20, "timeout": 30.0} | parameters))
+    usual = {"messages": messages, "max_new_tokens": 20, "timeout": 30.0, "whole": KINDS[kind][2]}
+    return GenerationRequest(**(usual | parameters))
 
 
 async def collect(backend: RemoteBackend, request: GenerationRequest) -> list[Piece]:
@@ -60,7 +69,7 @@ async def collect(backend: RemoteBackend, request: GenerationRequest) -> list[Pi
 
 async def test_the_answer_comes_with_its_usage_at_the_end(kind: str) -> None:
     async with serving(kind, RemoteModel()) as backend:
-        pieces = await collect(backend, ask())
+        pieces = await collect(backend, ask(kind))
         assert backend.abilities.binding is Binding.DECLARED
     assert "".join(piece.text for piece in pieces) == "".join(TEXT)
     assert [piece.finish for piece in pieces] == [None] * (len(pieces) - 1) + [Finish.STOP]
@@ -71,14 +80,18 @@ async def test_the_parameters_reach_the_server_as_asked(kind: str) -> None:
     server = RemoteModel()
     async with serving(kind, server, seed=True, penalties=True) as backend:
         await collect(
-            backend, ask(temperature=0.5, top_p=0.9, seed=3, presence_penalty=0.5, frequency_penalty=-1.0, stop=("x",))
+            backend,
+            ask(kind, temperature=0.5, top_p=0.9, seed=3, presence_penalty=0.5, frequency_penalty=-1.0, stop=("x",)),
         )
     (sent,) = server.requests
     assert sent["messages"] == [{"role": "user", "content": "What is the capital of France?"}]
     expected = {
-        **{"max_tokens": 20, "temperature": 0.5, "top_p": 0.9, "seed": 3, "stop": ["x"], "stream": True},
-        **{"presence_penalty": 0.5, "frequency_penalty": -1.0, "stream_options": {"include_usage": True}},
+        **{"max_tokens": 20, "temperature": 0.5, "top_p": 0.9, "seed": 3, "stop": ["x"]},
+        **{"presence_penalty": 0.5, "frequency_penalty": -1.0},
     }
+    if not KINDS[kind][2]:
+        expected |= {"stream": True, "stream_options": {"include_usage": True}}
+    assert sent.get("stream", False) is not KINDS[kind][2]
     assert {key: sent[key] for key in expected} == expected
 
 
@@ -89,7 +102,7 @@ async def test_what_the_server_is_not_known_to_honour_is_refused(kind: str, para
     server = RemoteModel()
     async with serving(kind, server) as backend:
         with pytest.raises(errors.InvalidArgument):
-            await collect(backend, ask(**parameters))
+            await collect(backend, ask(kind, **parameters))
     assert server.requests == []
 
 
@@ -119,10 +132,14 @@ async def test_what_the_server_is_not_known_to_honour_is_refused(kind: str, para
         pytest.param((*[chunk("x" * 1000)] * 6, *GOOD), id="endless text"),
     ],
 )
-async def test_nonsense_ends_the_call_as_unavailable(kind: str, events: tuple[object, ...]) -> None:
+async def test_nonsense_ends_the_call_as_unavailable(
+    kind: str, events: tuple[object, ...], request: pytest.FixtureRequest
+) -> None:
+    if KINDS[kind][2] and "text after the end" in request.node.name:
+        pytest.skip("one body has nothing after its end")
     async with serving(kind, RemoteModel(events=events)) as backend:
         with pytest.raises(errors.BackendUnavailable) as failed:
-            await collect(backend, ask())
+            await collect(backend, ask(kind))
     assert "secret" not in str(failed.value)
     assert failed.value.__cause__ is None
 
@@ -145,7 +162,7 @@ async def test_a_refusal_is_asked_once_and_told_without_the_servers_words(
     server = RemoteModel(status=status)
     async with serving(kind, server) as backend:
         with pytest.raises(error) as failed:
-            await collect(backend, ask())
+            await collect(backend, ask(kind))
     assert "secret" not in str(failed.value)
     assert len(server.requests) == 1
 
@@ -156,7 +173,7 @@ async def test_a_redirect_is_not_followed(kind: str) -> None:
         server = RemoteModel(status=307, location=f"{other.url}/v1/chat/completions")
         async with serving(kind, server) as backend:
             with pytest.raises(errors.BackendUnavailable):
-                await collect(backend, ask())
+                await collect(backend, ask(kind))
     assert other.requests == []
 
 
@@ -165,9 +182,9 @@ async def test_only_the_configured_key_is_sent(kind: str, monkeypatch: pytest.Mo
         monkeypatch.setenv(name, "stray-secret")
     server = RemoteModel()
     async with serving(kind, server) as backend:
-        await collect(backend, ask())
+        await collect(backend, ask(kind))
     async with serving(kind, server, api_key="configured") as backend:
-        await collect(backend, ask())
+        await collect(backend, ask(kind))
     assert "authorization" not in server.headers[0]
     assert server.headers[1]["authorization"] == "Bearer configured"
     assert "stray-secret" not in str(server.headers)
@@ -179,16 +196,17 @@ async def test_a_hung_server_meets_the_deadline_and_is_disconnected(kind: str, s
     server = RemoteModel(events=(*GOOD[:sent], asyncio.Event()))
     async with serving(kind, server) as backend:
         with pytest.raises(errors.DeadlineExceeded):
-            await collect(backend, ask(timeout=0.3))
+            await collect(backend, ask(kind, timeout=0.3))
         async with asyncio.timeout(10):
             await server.disconnected.wait()
 
 
+@pytest.mark.parametrize("kind", STREAMING)
 async def test_a_slow_server_meets_the_deadline_although_every_read_succeeds(kind: str) -> None:
     held = asyncio.Event()
     server = RemoteModel(events=(chunk("a"), held, chunk("b"), asyncio.Event()))
     async with serving(kind, server) as backend:
-        pieces = backend.generate(ask(timeout=0.5))
+        pieces = backend.generate(ask(kind, timeout=0.5))
         assert (await anext(pieces)).text == "a"
         held.set()
         with pytest.raises(errors.DeadlineExceeded):
@@ -196,19 +214,38 @@ async def test_a_slow_server_meets_the_deadline_although_every_read_succeeds(kin
                 pass
 
 
+@pytest.mark.parametrize("kind", STREAMING)
 async def test_closing_early_disconnects_the_server(kind: str) -> None:
     server = RemoteModel(events=(chunk("Paris"), asyncio.Event()))
     async with serving(kind, server) as backend:
-        pieces = backend.generate(ask())
+        pieces = backend.generate(ask(kind))
         await anext(pieces)
         await pieces.aclose()
         async with asyncio.timeout(10):
             await server.disconnected.wait()
 
 
+async def test_cancelling_a_call_that_waits_for_the_whole_answer_disconnects_the_server() -> None:
+    server = RemoteModel(events=(asyncio.Event(),))
+    async with serving("openai whole", server) as backend:
+        asking = asyncio.create_task(collect(backend, ask("openai whole")))
+        async with asyncio.timeout(10):
+            while not server.requests:
+                await asyncio.sleep(0.01)
+            asking.cancel()
+            await server.disconnected.wait()
+
+
+async def test_a_body_longer_than_any_answer_breaks_off(kind: str) -> None:
+    server = RemoteModel(events=(*[chunk("x", padding="y" * 500_000)] * 20, *GOOD))
+    async with serving(kind, server) as backend:
+        with pytest.raises(errors.BackendUnavailable):
+            await collect(backend, ask(kind))
+
+
 async def test_a_stop_string_that_the_server_overlooks_is_cut_here(kind: str) -> None:
     async with serving(kind, RemoteModel()) as backend:
-        pieces = await collect(backend, ask(stop=("the cap",)))
+        pieces = await collect(backend, ask(kind, stop=("the cap",)))
     assert "".join(piece.text for piece in pieces) == "Paris is "
     assert pieces[-1].finish is Finish.STOP
     assert sum(piece.tokens for piece in pieces) >= 5
@@ -221,7 +258,7 @@ async def test_a_dead_server_is_unavailable_and_noticed(kind: str) -> None:
         await backend.start()
         assert backend.healthy()
     with pytest.raises(errors.BackendUnavailable):
-        await collect(backend, ask())
+        await collect(backend, ask(kind))
     await backend.check()
     assert not backend.healthy()
     await backend.close()
@@ -267,7 +304,7 @@ async def test_a_certificate_is_trusted_only_through_the_configured_authority(ki
     async with RemoteModel().running(tls) as server:
         stranger, friend = build(kind, server.url), build(kind, server.url, ca_file=certificate)
         await friend.start()
-        assert (await collect(friend, ask()))[-1].finish is Finish.STOP
+        assert (await collect(friend, ask(kind)))[-1].finish is Finish.STOP
         with pytest.raises(errors.BackendUnavailable):
             await stranger.start()
         await friend.close()
