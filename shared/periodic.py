@@ -7,10 +7,13 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import structlog
+from prometheus_client import Counter
 
 from shared.errors import Error
 
 log = structlog.get_logger()
+
+FAILURES = Counter("bastide_periodic_failures_total", "Rounds of background work that failed.", ["work"])
 
 
 @contextlib.asynccontextmanager
@@ -25,8 +28,10 @@ async def repeating(work: Callable[[], Awaitable[object]], *, seconds: float, na
             try:
                 await work()
             except Error as error:
+                FAILURES.labels(name).inc()
                 log.warning("periodic_work_failed", work=name, reason=error.reason)
             except Exception as error:  # noqa: BLE001  (a defect in one round must not end all later ones unseen)
+                FAILURES.labels(name).inc()
                 log.error("periodic_work_broken", work=name, error=error)
             await asyncio.sleep(seconds)
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 
 import structlog
+from prometheus_client import Gauge
 
 from services.audit.leases import Leases
 from services.audit.log import Log
@@ -15,12 +16,13 @@ from shared.errors import Error
 
 _logger = structlog.get_logger(__name__)
 
+FAULTS = Gauge("bastide_housekeeping_faults", "1 while `publish` or `leases` fails; appends go on.", ["task"])
+
 
 class Housekeeping:
     """Runs both while it is entered; leaving it publishes what was appended last.
 
-    `faults` holds the reason of what last failed, by task (`publish`, `leases`), until it succeeds again: a server
-    with faults is not healthy.
+    `faults` holds the reason of what last failed, by task (`publish`, `leases`), until it succeeds again.
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class Housekeeping:
             await work()
         except Exception as error:  # noqa: BLE001 - housekeeping outlives any fault and reports it as unhealthy
             self.faults[name] = error.reason if isinstance(error, Error) else Error.reason
+            FAULTS.labels(name).set(1)
             _logger.error("audit_housekeeping_failed", task=name, error=type(error).__name__)
         else:
             self.faults.pop(name, None)
+            FAULTS.labels(name).set(0)

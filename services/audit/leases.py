@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prometheus_client import Counter
 from sqlalchemy import select
 
 from services.audit.entry import INTERRUPTED, Entry, Record, format_time, from_micros, to_micros
@@ -12,6 +13,7 @@ from services.audit.store import RECORD_COLUMNS, to_record
 from services.audit.tables import entries, leases
 from shared.records.store import Records
 
+CLOSED = Counter("bastide_log_leases_closed_total", "Calls closed INTERRUPTED because their end never came.")
 _PAGE = 256
 
 
@@ -43,7 +45,9 @@ class Leases:
                 appended = await self._log.close_lease(
                     _interruption(item, self._writer), item.opened.index, within=self._append_seconds
                 )
-                closed += appended is not None
+                if appended is not None:
+                    closed += 1
+                    CLOSED.inc()
         return closed
 
     async def _lapsed(self) -> list[_Lapsed]:

@@ -66,6 +66,7 @@ class Publisher:
         if published is not None:
             await self._check_prefix(published, head.size)
             if head.size == published.size:
+                PUBLISHED_ENTRIES.set(head.size)
                 return published
         filled: list[str] = []
         for tile, width in tiles_between(published.size if published else 0, head.size):

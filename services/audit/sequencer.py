@@ -91,6 +91,7 @@ class Sequencer:
             raise LogCorrupt("the stored head is not the one that was signed")
         async with self._records.read() as connection:
             await self._tiles.resume(connection, head.size, head.root)
+        LOG_ENTRIES.set(head.size)
         return head
 
     async def commit(self, groups: Sequence[Sequence[Draft]]) -> Step:

@@ -10,6 +10,7 @@ from pathlib import Path
 from bastide.audit.v1 import audit_pb2
 from services.audit import methods
 from services.audit.config import AuditSettings
+from services.audit.errors import LogCorrupt, WrongLog
 from services.audit.housekeeping import Housekeeping
 from services.audit.leases import Leases
 from services.audit.log import Log
@@ -29,6 +30,9 @@ from shared.statements import TrustRoot
 from shared.transparency.note import Signer
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+_WRONG = frozenset({LogCorrupt.reason, WrongLog.reason})
 
 
 def _now() -> dt.datetime:
@@ -70,7 +74,8 @@ async def compose(settings: AuditSettings) -> AsyncIterator[Server]:
 
         async def problems() -> Mapping[str, str]:
             await audit_log.reader.head()
-            return housekeeping.faults
+            # A folder that cannot be written is no reason to refuse records; a log that is not the one published is.
+            return {task: reason for task, reason in housekeeping.faults.items() if reason in _WRONG}
 
         server = Server(
             settings.server,

@@ -99,7 +99,8 @@ async def compose(settings: ModelServerSettings) -> AsyncIterator[Server]:
         )
 
         async def problems() -> Mapping[str, str]:
-            found = dict.fromkeys(serving.unhealthy(), "the version cannot serve")
+            await records.check()
+            found = dict.fromkeys(serving.unhealthy(), "the version cannot serve") | serving.failing
             for name, channel in (("audit", audit_channel), ("policy-guard", guard_channel)):
                 if problem := await serving_problem(channel):
                     found[name] = problem

@@ -57,6 +57,8 @@ class Serving:
         self._loaded: dict[str, _Loaded] = {}
         self._known: dict[str, _Known] = {}
         self._loading = asyncio.Lock()
+        # What keeps a released model from being served at all, by resource name.
+        self.failing: dict[str, str] = {}
 
     @contextlib.asynccontextmanager
     async def lease(self, model: str, subject: str) -> AsyncIterator[Served]:
@@ -84,8 +86,15 @@ class Serving:
         after = ""
         while page := await self._catalog.models(after=after, limit=100):
             for model in page:
-                if model.generation:
+                if not model.generation:
+                    continue
+                try:
                     await self._current(model.name)
+                except errors.Error as error:
+                    self.failing[f"models/{model.name}"] = error.message
+                    log.warning("release_not_served", model=model.name, reason=error.reason)
+                else:
+                    self.failing.pop(f"models/{model.name}", None)
             after = page[-1].name
 
     def unhealthy(self) -> list[str]:

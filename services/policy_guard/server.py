@@ -83,6 +83,7 @@ async def compose(settings: PolicyGuardSettings) -> AsyncIterator[Server]:
         verifier = TokenVerifier(settings.server.issuers)
 
         async def problems() -> Mapping[str, str]:
+            await records.check()
             problem = await serving_problem(audit_channel)
             return {"audit": problem} if problem else {}
 

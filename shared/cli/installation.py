@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     admin = typer.Typer(no_args_is_help=True, help="What only someone on the guard's host may do.")
     admin.command("bootstrap", epilog="Example: bastide admin bootstrap ada@example.org ben@example.org")(bootstrap)
     app.command("init", epilog="Example: bastide --home /srv/bastide init --client cli --client portal")(init)
+    app.command("renew", epilog="Example: bastide renew")(renew)
     app.add_typer(clients, name="client")
     app.add_typer(admin, name="admin")
 
@@ -67,6 +68,15 @@ def add_client(
     setup.issue_client(session.home.path, name)
     if not session.output.emit({"client": name}):
         session.output.line(f"issued; use it with: bastide --client {name} ...")
+
+
+def renew(context: typer.Context) -> None:
+    """Issue fresh certificates to all services and clients of the set-up; running services take them up."""
+    session = Session.of(context)
+    session.home.configuration("audit")
+    renewed = setup.renew(session.home.path)
+    if not session.output.emit({"renewed": renewed}):
+        session.output.line(f"renewed: {', '.join(renewed)}. People whose tokens are bound to theirs sign in again.")
 
 
 def bootstrap(

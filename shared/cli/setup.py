@@ -20,7 +20,7 @@ BASE_PORT = 8441
 # One master key per use; a service holds no key it has no use for.
 _USES = {
     "audit": ("sealed", "persons"),
-    "policy-guard": ("identity",),
+    "policy-guard": ("identity", "outbox"),
     "model-server": ("objects", "outbox"),
 }
 # One signing key per kind of statement.
@@ -67,6 +67,20 @@ def create(home: Path, *, base_port: int = BASE_PORT, clients: tuple[str, ...] =
         (home / service / "outbox").mkdir(mode=0o700)
     for position, service in enumerate(SERVICES):
         (home / service / f"{service}.toml").write_text(_configuration(home, service, base_port, position))
+
+
+def renew(home: Path) -> list[str]:
+    """Issue fresh certificates, under new keys, to every service and client of `home`; return their names.
+
+    Running services take them up by themselves.
+    """
+    authority = CertificateAuthority(home / "pki", trust_domain=TRUST_DOMAIN)
+    for service in SERVICES:
+        authority.issue(service, home / "pki" / service, dns=f"{service}.{TRUST_DOMAIN}")
+    clients = sorted(path.stem for path in (home / "pki" / "clients").glob("*.pem"))
+    for client in clients:
+        issue_client(home, client)
+    return [*SERVICES, *clients]
 
 
 def issue_client(home: Path, name: str) -> None:

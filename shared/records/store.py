@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 
 import asyncpg
+from sqlalchemy import literal, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -73,6 +74,11 @@ class Records:
             asyncpg.InterfaceError,
         ) as e:
             raise RecordsUnavailable("the record store did not complete the work") from e
+
+    async def check(self) -> None:
+        """Raise `RecordsUnavailable` unless the database answers."""
+        async with self.read() as connection:
+            await connection.execute(select(literal(1)))
 
     async def scrub(self) -> None:
         """Push deleted bytes out of SQLite's write-ahead log; PostgreSQL's VACUUM does its own in time.

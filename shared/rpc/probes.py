@@ -14,17 +14,21 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 class Probes:
     """Serves probes from threads of its own, so that a stuck event loop is visible as such."""
 
-    def __init__(self, address: str, problems: Callable[[], Mapping[str, str]]) -> None:
-        """Listen on `host:port` (port 0: any); `problems` names what keeps the service from being ready."""
+    def __init__(self, address: str, problems: Callable[[], Mapping[str, str]], *, alive: Callable[[], bool]) -> None:
+        """Listen on `host:port` (port 0: any); `problems` names what keeps the service from being ready.
+
+        Both are called on other threads; `alive` says whether the event loop still runs.
+        """
         host, _, port = address.rpartition(":")
 
         class Handler(http.server.BaseHTTPRequestHandler):
             timeout = 5
 
             def do_GET(self) -> None:
-                found = problems()
+                living = alive()
+                found = problems() if living else {"event loop": "stuck"}
                 answers = {
-                    "/livez": (200, "text/plain", b"ok\n"),
+                    "/livez": (200, "text/plain", b"ok\n") if living else (503, "text/plain", b"stuck\n"),
                     "/readyz": (
                         503 if found else 200,
                         "application/json",

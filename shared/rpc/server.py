@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import resource
 import signal
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
@@ -41,6 +42,9 @@ _COMMON: Mapping[str, Mapping[str, Method]] = {
     HEALTH.full_name: {method.name: public() for method in HEALTH.methods},
     REFLECTION.full_name: {"ServerReflectionInfo": public()},
 }
+_CHECK_SECONDS = 5.0
+# Readiness is looked at every second and takes `_CHECK_SECONDS` at most: a loop that misses several looks is stuck.
+_STUCK_SECONDS = 30.0
 Problems = Callable[[], Awaitable[Mapping[str, str]]]
 
 
@@ -121,7 +125,8 @@ class Server:
             ]
         )
         self._server.add_generic_rpc_handlers((_Handlers(self.table, self._serve),))
-        self._probes = Probes(settings.probes, self._visible_problems)
+        self._probes = Probes(settings.probes, self._visible_problems, alive=self._alive)
+        self._looked = time.monotonic()
         self.port = 0
 
     @property
@@ -196,13 +201,16 @@ class Server:
     def _ready(self) -> bool:
         return not self._found and not self._draining
 
+    def _alive(self) -> bool:
+        return time.monotonic() - self._looked < _STUCK_SECONDS
+
     def _visible_problems(self) -> Mapping[str, str]:
         return {"drain": "the service is stopping"} if self._draining else self._found
 
     async def _watch(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(_CHECK_SECONDS):
                     found = await self._problems()
             except TimeoutError:
                 found = {"check": "the readiness check does not answer"}
@@ -211,6 +219,7 @@ class Server:
             if found != self._found:
                 log.info("readiness", problems=dict(found))
             self._found = found
+            self._looked = time.monotonic()
             observability.READY.set(self._ready())
             await asyncio.sleep(1.0)
 

@@ -8,14 +8,16 @@ import os
 import tempfile
 from pathlib import Path
 
+from tests.bench.cancelling import cancelling
 from tests.bench.decisions import appends, decisions
+from tests.bench.generation import DISTRIBUTION, MODEL, generation
 from tests.bench.guarded import guarded
 from tests.bench.measure import OUT
 from tests.bench.processes import canned
 from tests.bench.scanning import scanning
 from tests.bench.stage import stage
 
-PARTS = ("scanning", "decisions", "guarded", "appends")
+PARTS = ("scanning", "decisions", "guarded", "appends", "generation", "cancelling")
 
 
 async def run(runs: int, parts: frozenset[str]) -> None:
@@ -25,6 +27,8 @@ async def run(runs: int, parts: frozenset[str]) -> None:
         await over_canned(runs, parts)
     if "decisions" in parts:
         await on_opa(runs)
+    if parts & {"generation", "cancelling"}:
+        await on_real_model(runs, parts)
 
 
 async def over_canned(runs: int, parts: frozenset[str]) -> None:
@@ -46,6 +50,17 @@ async def on_opa(runs: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         async with stage(Path(folder), engine="opa", remotes={}) as running:
             await decisions(running, runs, engine="opa")
+
+
+async def on_real_model(runs: int, parts: frozenset[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder, canned(held=True) as (url, held):
+        async with stage(Path(folder), remotes={"held": url}) as running:
+            await running.load(f"package:{DISTRIBUTION}", model=MODEL)
+            if "generation" in parts:
+                await generation(running, runs)
+            if "cancelling" in parts:
+                await running.declare("held")
+                await cancelling(running, runs, held=held)
 
 
 def main() -> None:

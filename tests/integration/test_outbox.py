@@ -121,6 +121,14 @@ async def test_nothing_new_begins_while_the_outbox_is_full(
     await audit.append([record()])
 
 
+@pytest.mark.parametrize("service", ["policy-guard", "model-server"])
+async def test_a_set_up_gives_every_writer_the_key_to_its_outbox(stage: Stage, service: str, folder: Path) -> None:
+    box = Outbox(folder, FileKeyProvider(stage.home / service / "keys.json"))
+    await box.put(record())
+    (name,) = await box.waiting(9)
+    assert (await box.read(name)).action == "test"
+
+
 async def test_records_wait_in_order_while_audit_is_away(stage: Stage, folder: Path, keys: FileKeyProvider) -> None:
     box = Outbox(folder, keys)
     settings = stage.suite.settings("model-server")

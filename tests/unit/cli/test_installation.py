@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cryptography import x509
+
 from tests.unit.cli.conftest import Bastide, document
 
 
@@ -38,6 +40,19 @@ def test_commands_without_a_set_up_say_how_to_make_one(bastide: Bastide) -> None
     result = bastide("status")
     assert result.exit_code == 1
     assert "init" in result.stderr
+
+
+def test_renewed_certificates_are_new_and_of_the_same_authority(bastide: Bastide, tmp_path: Path) -> None:
+    bastide("init", "--base-port", "1", "--client", "portal")
+    pki = tmp_path / "home" / "pki"
+    names = ("audit", "policy-guard", "model-server", "clients/cli", "clients/portal")
+    before = {name: (pki / f"{name}.pem").read_bytes() for name in names}
+    assert "portal" in bastide("renew").stdout
+    authority = x509.load_pem_x509_certificate((pki / "ca.pem").read_bytes())
+    for name in names:
+        renewed = (pki / f"{name}.pem").read_bytes()
+        assert renewed != before[name]
+        x509.load_pem_x509_certificate(renewed).verify_directly_issued_by(authority)
 
 
 def test_commands_without_a_token_say_how_to_sign_in(bastide: Bastide) -> None:

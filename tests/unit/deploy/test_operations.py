@@ -306,4 +306,4 @@ def test_the_snippets_of_the_runbooks_run(name: str, line: str, home: Path) -> N
 def test_the_runbooks_show_commands() -> None:
     assert len(BASTIDE) > 20
     assert len(SERVICE) == 2 * len(SERVED)
-    assert len(SNIPPETS) == 3
+    assert len(SNIPPETS) == 2
