@@ -11,7 +11,7 @@ from bastide.types.v1 import evidence_pb2, job_pb2, principal_pb2
 from services.model_server import catalog as domain
 from services.model_server.catalog import Arm, Catalog, parse_model_name
 from services.model_server.importing import Importing
-from services.model_server.imports import Event, ImportJob, ImportJobs
+from services.model_server.imports import RUNNING, Event, ImportJob, ImportJobs
 from services.model_server.provenance import Provenance
 from services.model_server.serving import Serving
 from shared.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -308,8 +308,9 @@ def _event(event: Event) -> job_pb2.JobEvent:
 
 
 def _job(job: ImportJob) -> catalog_pb2.ImportJob:
+    state = "CANCELLING" if job.cancelling and job.state == RUNNING else job.state
     status = job_pb2.JobStatus(
-        state=job_pb2.JobState.Value(f"JOB_STATE_{job.state}"),
+        state=job_pb2.JobState.Value(f"JOB_STATE_{state}"),
         submitter=job.submitter,
         failure_reason=job.failure_reason,
         failure_message=job.failure_message,

@@ -46,6 +46,7 @@ class ImportJob:
     submitter: str
     state: str
     epoch: int
+    cancelling: bool
     version: int | None
     failure_reason: str
     failure_message: str
@@ -342,6 +343,7 @@ def _job(row: Any, event: Event | None = None) -> ImportJob:
         submitter=row.submitter,
         state=row.state,
         epoch=row.epoch,
+        cancelling=row.cancelling,
         version=row.version,
         failure_reason=row.failure_reason,
         failure_message=row.failure_message,

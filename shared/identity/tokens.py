@@ -9,6 +9,7 @@ import datetime as dt
 import hashlib
 import hmac
 import json
+import ssl
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,9 @@ class IssuerSettings(Settings):
     audience: str = pydantic.Field(description="Value that `aud` must hold.")
     jwks_file: Path | None = pydantic.Field(default=None, description="JWK Set file; read again when it changes.")
     jwks_url: str | None = pydantic.Field(default=None, description="JWK Set URL (https); fetched when stale.")
+    jwks_ca_file: Path | None = pydantic.Field(
+        default=None, description="PEM bundle to verify `jwks_url` with; none: the system's."
+    )
     algorithms: tuple[Literal["EdDSA", "ES256", "ES384", "RS256", "PS256"], ...] = pydantic.Field(
         default=("EdDSA",), description="Signature algorithms that are accepted; never `none`, never symmetric."
     )
@@ -54,6 +58,13 @@ class IssuerSettings(Settings):
         if self.jwks_url is not None and not self.jwks_url.startswith("https://"):
             raise ValueError("jwks_url must be https")
         return self
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Keys come from the configured address or not at all: a redirect may lead to plain HTTP or anywhere."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Follow none."""
 
 
 class _KeySet:
@@ -99,7 +110,9 @@ class _KeySet:
         if self._settings.jwks_file is not None:
             data = self._settings.jwks_file.read_bytes()
         else:
-            with urllib.request.urlopen(str(self._settings.jwks_url), timeout=2) as response:  # noqa: S310 (https only)
+            tls = ssl.create_default_context(cafile=self._settings.jwks_ca_file)
+            opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=tls), _NoRedirect())
+            with opener.open(str(self._settings.jwks_url), timeout=2) as response:
                 data = response.read(MAX_JWKS_BYTES + 1)
         if len(data) > MAX_JWKS_BYTES:
             raise ValueError("key set too large")

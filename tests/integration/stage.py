@@ -106,6 +106,7 @@ class Stage:
         self.administrator: Person
         self.user: Person
         self.manager: Person
+        self.approver: Person
         self.auditor: Person
         self.budgeted: Person
 
@@ -297,7 +298,7 @@ class Stage:
         self.administrator, _ = await self.suite.bootstrap()
         ada = self.administrator
         self.manager = manager = await self.suite.person(ada, "mia@example.org", "model-manager")
-        approver = await self.suite.person(ada, "raj@example.org", "release-approver")
+        self.approver = approver = await self.suite.person(ada, "raj@example.org", "release-approver")
         self.user = await self.suite.person(ada, "uma@example.org", "user")
         self.auditor = await self.suite.person(ada, "kim@example.org", "auditor")
         self.budgeted = await self.suite.person(ada, BUDGETED, "user")

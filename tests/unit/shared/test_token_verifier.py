@@ -1,0 +1,240 @@
+"""Tokens of an organisation's own issuer: keys come by URL, rotate, fail and grow stale."""
+
+from __future__ import annotations
+
+import datetime as dt
+import http.server
+import ipaddress
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from shared.errors import Unauthenticated, Unavailable
+from shared.identity.jwks import key_set
+from shared.identity.principal import Workload
+from shared.identity.tokens import MAX_JWKS_BYTES, IssuerSettings, TokenVerifier
+
+ISSUER, AUDIENCE = "https://idp.example", "bastide"
+WORKLOAD = Workload(spiffe_id="spiffe://bastide.local/client/cli", certificate_sha256=bytes(32))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class KeyServer:
+    """An https server of one document."""
+
+    def __init__(self, certificate: Path) -> None:
+        self.body = b""
+        self.status = 200
+        self.location = ""
+        self.asked = 0
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.asked += 1
+                self.send_response(outer.status)
+                if outer.location:
+                    self.send_header("Location", outer.location)
+                self.send_header("Content-Length", str(len(outer.body)))
+                self.end_headers()
+                self.wfile.write(outer.body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(certificate)
+        self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+        self.url = f"https://127.0.0.1:{self._server.server_address[1]}/jwks.json"
+
+    def publish(self, **keys: Ed25519PrivateKey) -> None:
+        self.body = key_set({name: key.public_key() for name, key in keys.items()}).encode()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "idp")])
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + dt.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path / "idp.pem"
+    file.write_bytes(
+        made.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return file
+
+
+@pytest.fixture
+def server(certificate: Path) -> Iterator[KeyServer]:
+    server = KeyServer(certificate)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def verifier(server: KeyServer, certificate: Path, clock: Clock) -> TokenVerifier:
+    settings = IssuerSettings(
+        issuer=ISSUER, audience=AUDIENCE, jwks_url=server.url, jwks_ca_file=certificate, bound=False, max_age_seconds=60
+    )
+    return TokenVerifier([settings], clock=clock)
+
+
+def token(key: Ed25519PrivateKey, kid: str, clock: Clock, *, algorithm: str = "EdDSA", **claims: Any) -> str:
+    stated = {"iss": ISSUER, "aud": AUDIENCE, "sub": "ada@example.org", "tenant": "acme", "roles": ["user"]}
+    times = {"iat": clock.now, "exp": clock.now + 3600}
+    return jwt.encode(stated | times | claims, key, algorithm=algorithm, headers={"kid": kid})
+
+
+async def test_keys_are_fetched_once_and_again_when_a_new_one_signs(
+    server: KeyServer, verifier: TokenVerifier, clock: Clock
+) -> None:
+    first, second = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    server.publish(a=first)
+    for _ in range(3):
+        assert (await verifier.verify(token(first, "a", clock), WORKLOAD)).subject == "ada@example.org"
+    assert server.asked == 1
+    server.publish(a=first, b=second)
+    clock.now += 2
+    assert (await verifier.verify(token(second, "b", clock), WORKLOAD)).tenant == "acme"
+    assert server.asked == 2
+
+
+async def test_a_withdrawn_key_is_refused_although_its_token_was_verified_before(
+    server: KeyServer, verifier: TokenVerifier, clock: Clock
+) -> None:
+    first, second = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    server.publish(a=first)
+    old = token(first, "a", clock)
+    await verifier.verify(old, WORKLOAD)
+    server.publish(b=second)
+    clock.now += 31
+    with pytest.raises(Unauthenticated):
+        await verifier.verify(old, WORKLOAD)
+
+
+async def test_the_last_good_set_serves_while_the_issuer_is_away_but_not_for_ever(
+    server: KeyServer, verifier: TokenVerifier, clock: Clock
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    server.publish(a=key)
+    await verifier.verify(token(key, "a", clock), WORKLOAD)
+    server.status = 503
+    clock.now += 50
+    await verifier.verify(token(key, "a", clock), WORKLOAD)
+    clock.now += 11
+    with pytest.raises(Unavailable):
+        await verifier.verify(token(key, "a", clock), WORKLOAD)
+    server.status = 200
+    clock.now += 2
+    await verifier.verify(token(key, "a", clock), WORKLOAD)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b"{", b'{"keys": 3}', b'{"keys": [{"kty": "OKP"}]}', b'{"keys": []}' + b" " * MAX_JWKS_BYTES],
+)
+async def test_a_set_that_makes_no_sense_replaces_nothing(
+    server: KeyServer, verifier: TokenVerifier, clock: Clock, body: bytes
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    server.publish(a=key)
+    await verifier.verify(token(key, "a", clock), WORKLOAD)
+    server.body = body
+    clock.now += 31
+    await verifier.verify(token(key, "a", clock), WORKLOAD)
+    assert server.asked == 2
+
+
+async def test_unknown_keys_cannot_make_us_ask_more_than_once_a_second(
+    server: KeyServer, verifier: TokenVerifier, clock: Clock
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    server.publish(a=key)
+    await verifier.verify(token(key, "a", clock), WORKLOAD)
+    clock.now += 5
+    for number in range(20):
+        with pytest.raises(Unauthenticated):
+            await verifier.verify(token(key, f"unknown-{number}", clock), WORKLOAD)
+    assert server.asked == 2
+
+
+async def test_a_redirect_is_not_followed(server: KeyServer, verifier: TokenVerifier, clock: Clock) -> None:
+    key = Ed25519PrivateKey.generate()
+    server.publish(a=key)
+    server.status, server.location = 302, server.url
+    with pytest.raises(Unavailable):
+        await verifier.verify(token(key, "a", clock), WORKLOAD)
+    assert server.asked == 1
+
+
+async def test_another_authoritys_certificate_is_refused(server: KeyServer, clock: Clock) -> None:
+    key = Ed25519PrivateKey.generate()
+    server.publish(a=key)
+    settings = IssuerSettings(issuer=ISSUER, audience=AUDIENCE, jwks_url=server.url, bound=False)
+    with pytest.raises(Unavailable):
+        await TokenVerifier([settings], clock=clock).verify(token(key, "a", clock), WORKLOAD)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"iss": "https://other.example"},
+        {"aud": "other"},
+        {"exp": 1_800_000_000 - 10},
+        {"nbf": 1_800_000_000 + 60},
+        {"iat": 1_800_000_000 + 60},
+        {"exp": "soon"},
+        {"tenant": ""},
+        {"tenant": 3},
+        {"roles": ["user", ""]},
+        {"sub": "spiffe://bastide.local/client/other"},
+    ],
+    ids=str,
+)
+async def test_a_token_that_says_something_else_is_refused(
+    server: KeyServer, verifier: TokenVerifier, clock: Clock, claims: dict[str, Any]
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    server.publish(a=key)
+    with pytest.raises(Unauthenticated):
+        await verifier.verify(token(key, "a", clock, **claims), WORKLOAD)
+
+
+@pytest.mark.parametrize("url", ["http://idp.example/jwks", "file:///etc/passwd", "ftp://idp.example/jwks"])
+def test_keys_by_anything_but_https_are_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="https"):
+        IssuerSettings(issuer=ISSUER, audience=AUDIENCE, jwks_url=url)
