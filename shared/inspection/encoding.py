@@ -74,4 +74,5 @@ def decoded(blob: str, form: Form) -> str | None:
 
 
 def _printable(character: str) -> bool:
-    return character.isprintable() or character in "\n\r\t"
+    # Unicode tags are letters to those who hide text in them.
+    return character.isprintable() or character in "\n\r\t" or "\U000e0020" <= character <= "\U000e007e"

@@ -262,18 +262,23 @@ _INJECTIONS: Mapping[str, tuple[float, tuple[str, ...], str]] = {
         r"(?<![^\n])\s{0,8}(?:new|updated|real)\s{1,8}(?:system\s{1,8})?instructions?\s{0,4}:",
     ),
 }
-INJECTION: Sequence[Rule] = tuple(
-    Rule(
-        name=f"injection-{name}",
-        kind="INJECTION",
-        pattern=pattern,
-        lead=AT_WORD,
-        needs=needs,
-        score=score,
-        label=name,
-        ignore_case=True,
-    )
-    for name, (score, needs, pattern) in _INJECTIONS.items()
+# Letters that nobody sees and some models read (Unicode tags); the longest flag emoji has six of them.
+_UNSEEN = r"(?:[\U000e0020-\U000e007e][\u0300-\u036f\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f]{0,3}){8,64}"
+INJECTION: Sequence[Rule] = (
+    *(
+        Rule(
+            name=f"injection-{name}",
+            kind="INJECTION",
+            pattern=pattern,
+            lead=AT_WORD,
+            needs=needs,
+            score=score,
+            label=name,
+            ignore_case=True,
+        )
+        for name, (score, needs, pattern) in _INJECTIONS.items()
+    ),
+    Rule(name="injection-hidden", kind="INJECTION", pattern=_UNSEEN, score=0.9, label="hidden"),
 )
 
 CONTROL: Sequence[Rule] = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 
@@ -40,7 +41,8 @@ async def generation(stage: Stage, runs: int) -> None:
         assert first is not None
         return Answer(first=first, tokens=generated)
 
-    with child(sys.executable, "-m", "tests.bench.unguarded", DISTRIBUTION) as process:
+    quiet = {**os.environ, "TQDM_DISABLE": "1"}
+    with child(sys.executable, "-m", "tests.bench.unguarded", DISTRIBUTION, environ=quiet) as process:
 
         async def alone(prompts: tuple[str, ...], tokens: int) -> Burst:
             return Burst(**await asyncio.to_thread(ask, process, {"prompts": prompts, "tokens": tokens}))

@@ -12,8 +12,6 @@ import json
 import sys
 import time
 
-from transformers.utils import logging
-
 from services.model_server.backends import GenerationRequest
 from services.model_server.backends.engine import TorchSettings
 from services.model_server.backends.torch import TorchBackend
@@ -26,7 +24,6 @@ from tests.fakes.tiny_model import MemoryObjects
 
 
 async def main(distribution: str) -> None:
-    logging.disable_progress_bar()
     package, objects, served = packaged_model(distribution), MemoryObjects(), Defaults()
     imported = import_model(
         package.path,

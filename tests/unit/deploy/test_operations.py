@@ -210,6 +210,8 @@ def test_every_metric_of_ours_is_on_a_dashboard() -> None:
     for collector in REGISTRY._collector_to_names:
         if isinstance(collector, Counter | Gauge | Histogram):
             (family, *_) = collector.collect()
+            if not family.name.startswith(("bastide_", "gen_ai_", "grpc_server_")):
+                continue  # a library's
             assert any(name.startswith(family.name) for name in shown), family.name
 
 
