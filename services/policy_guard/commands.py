@@ -43,6 +43,8 @@ def _run(work: Coroutine[Any, Any, dict[str, Any]]) -> int:
         found = asyncio.run(work)
     except Error as error:
         found = {"error": error.message, "reason": error.reason}
+    except OSError as error:
+        found = {"error": f"{error.filename}: {error.strerror}"}
     json.dump(found, sys.stdout, indent=2)
     sys.stdout.write("\n")
     return 1 if found.get("problems") or "error" in found else 0
