@@ -15,6 +15,11 @@ class TorchSettings(Settings):
     """The embedded backend."""
 
     threads: int = pydantic.Field(default=2, ge=1, le=256, description="Threads that torch computes with.")
+    precision: Literal["auto", "stored"] = pydantic.Field(
+        default="auto",
+        description="`auto` computes bfloat16 weights in float32 where the processor has no bfloat16 arithmetic and "
+        "the memory holds them; `stored` never does.",
+    )
     max_streams: int = pydantic.Field(default=16, ge=1, le=256, description="Calls generating at once; more wait.")
     max_waiting: int = pydantic.Field(default=32, ge=0, le=1024, description="Calls waiting; more are refused.")
     memory_bytes: int = pydantic.Field(

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 
 from services.model_server import methods
 from services.model_server.backends import Backend
-from services.model_server.backends.engine import TorchSettings
+from services.model_server.backends.engine import TorchSettings, has_bfloat16
 from services.model_server.backends.openai import OpenAIBackend
 from services.model_server.backends.remote import RemoteSettings
 from services.model_server.backends.tgi import TgiBackend
@@ -138,6 +138,7 @@ def _backend(version: Version, *, settings: ModelServerSettings, store: ObjectSt
             threads=settings.torch.threads,
             max_running=settings.torch.max_streams,
             max_waiting=settings.torch.max_waiting,
+            widen=settings.torch.precision == "auto" and not has_bfloat16(),
         ),
     )
 

@@ -36,7 +36,8 @@ class TorchSettings:
 
     The cache holds `pages` pages of `page_tokens` tokens; one call takes whole pages for its prompt and all the
     tokens it may generate, for as long as it runs, so the cache never overflows. `batch_tokens` bounds one step.
-    `stall_timeout` is how long a step may take before the engine counts as hung.
+    `stall_timeout` is how long a step may take before the engine counts as hung. With `widen`, bfloat16 weights are
+    computed in float32 if the budget holds them: for processors that have no bfloat16 arithmetic.
     """
 
     memory_bytes: int
@@ -49,6 +50,7 @@ class TorchSettings:
     max_context: int = 4096
     stall_timeout: float = 60.0
     watch_interval: float = 0.5
+    widen: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other."""
@@ -160,6 +162,12 @@ class Engine:
             "top_k": min(request.top_k or self._vocabulary_size, self._vocabulary_size),
             "top_p": float(request.top_p),
         }
+
+
+def has_bfloat16() -> bool:
+    """Say whether this processor multiplies bfloat16 matrices itself; elsewhere they take several times as long."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def working_bytes(config: PretrainedConfig, dtype: torch.dtype, settings: TorchSettings) -> int:

@@ -87,7 +87,11 @@ class TorchBackend:
         torch.set_num_threads(self._settings.threads)
         model = await asyncio.to_thread(self._load)
         config = model.network.config
-        self._check_memory(self._weight_bytes + working_bytes(config, model.network.dtype, self._settings))
+        widened = 2 * self._weight_bytes + working_bytes(config, torch.float32, self._settings)
+        if self._settings.widen and model.network.dtype is torch.bfloat16 and widened <= self._settings.memory_bytes:
+            await asyncio.to_thread(model.network.float)
+        else:
+            self._check_memory(self._weight_bytes + working_bytes(config, model.network.dtype, self._settings))
         self._model = model
         self._engine = await asyncio.to_thread(Engine, model, self._settings)
         self._mark_progress()

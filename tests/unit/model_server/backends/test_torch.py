@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from services.model_server.backends import Binding, Finish, GenerationRequest, Piece
-from services.model_server.backends.engine import TorchSettings
+from services.model_server.backends.engine import TorchSettings, working_bytes
 from services.model_server.backends.torch import InsufficientMemory, TorchBackend
 from services.model_server.importer import LoadedModel, import_model, load_model
 from services.model_server.template import Message
@@ -333,6 +334,37 @@ async def test_a_cache_beyond_the_memory_budget_is_refused(loaded: LoadedModel) 
     backend = TorchBackend(load=lambda: loaded, weight_bytes=1 << 20, settings=settings)
     with pytest.raises(InsufficientMemory):
         await backend.start()
+
+
+@pytest.mark.parametrize(
+    ("widen", "room", "computed"),
+    [(True, True, torch.float32), (False, True, torch.bfloat16), (True, False, torch.bfloat16)],
+    ids=["wanted", "not wanted", "no room"],
+)
+async def test_bfloat16_is_computed_in_float32_where_wanted_and_where_there_is_room(
+    tmp_path: Path, widen: bool, room: bool, computed: torch.dtype
+) -> None:
+    objects = MemoryObjects()
+    imported = import_model(
+        build_tiny_model(tmp_path / "model"),
+        writer=objects,
+        prefix="tiny",
+        name="test:tiny",
+        version="1",
+        declared_license="Apache-2.0",
+    )
+    model = load_model(imported, objects)
+    model.network.to(torch.bfloat16)
+    roomy = TorchSettings(memory_bytes=1 << 30, threads=1, widen=widen)
+    enough = imported.weight_bytes + working_bytes(model.network.config, torch.bfloat16, roomy)
+    settings = roomy if room else dataclasses.replace(roomy, memory_bytes=enough)
+    backend = TorchBackend(load=lambda: model, weight_bytes=imported.weight_bytes, settings=settings)
+    await backend.start()
+    try:
+        assert {parameter.dtype for parameter in model.network.parameters()} == {computed}
+        assert sum(piece.tokens for piece in await collect(backend, ask("Paris", max_new_tokens=8))) > 0
+    finally:
+        await backend.close()
 
 
 async def test_what_is_declared_is_what_is_served(loaded: LoadedModel, open_backend: OpenBackend) -> None:
