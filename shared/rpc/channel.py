@@ -39,12 +39,19 @@ class Channel:
 
     def get(self) -> grpc.aio.Channel:
         """Return the channel to use now. MUST be called from a running event loop."""
-        if self._channel is None or self._certificates.changed():
-            old, self._channel = self._channel, self._open()
-            if old is not None:
-                task = asyncio.get_running_loop().create_task(_retire(old))
-                self._retired.add(task)
-                task.add_done_callback(self._retired.discard)
+        if self._channel is None:
+            self._channel = self._open()
+            return self._channel
+        try:
+            renewed = self._open() if self._certificates.changed() else None
+        except OSError:
+            # Half-replaced files: what works stays in use until they are whole.
+            return self._channel
+        if renewed is not None:
+            task = asyncio.get_running_loop().create_task(_retire(self._channel))
+            self._retired.add(task)
+            task.add_done_callback(self._retired.discard)
+            self._channel = renewed
         return self._channel
 
     async def close(self) -> None:
