@@ -9,12 +9,19 @@ short: each blocks the loop while it runs.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 # Beyond this many rows a statement is no longer short.
 _INLINE_ROWS = 64
+# Threads of their own: whatever fills the event loop's default ones must not keep records from being written.
+_DISK = concurrent.futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="records")
+
+
+def _on_disk(work: Callable[..., object], *arguments: object) -> asyncio.Future[object]:
+    return asyncio.get_running_loop().run_in_executor(_DISK, work, *arguments)
 
 
 class InlineCursor:
@@ -42,7 +49,7 @@ class InlineCursor:
 
     async def execute(self, statement: str, parameters: Sequence[Any] = ()) -> InlineCursor:
         if statement.startswith("BEGIN"):
-            await asyncio.to_thread(self._cursor.execute, statement)
+            await _on_disk(self._cursor.execute, statement)
         else:
             self._cursor.execute(statement, parameters)
         return self
@@ -50,7 +57,7 @@ class InlineCursor:
     async def executemany(self, statement: str, rows: Iterable[Sequence[Any]]) -> InlineCursor:
         rows = list(rows)
         if len(rows) > _INLINE_ROWS:
-            await asyncio.to_thread(self._cursor.executemany, statement, rows)
+            await _on_disk(self._cursor.executemany, statement, rows)
         else:
             self._cursor.executemany(statement, rows)
         return self
@@ -75,7 +82,7 @@ class InlineConnection:
 
     async def commit(self) -> None:
         if self._connection.in_transaction:
-            await asyncio.to_thread(self._connection.commit)
+            await _on_disk(self._connection.commit)
 
     async def rollback(self) -> None:
         self._connection.rollback()

@@ -208,10 +208,11 @@ class AuditLayer:
             self._refusals.add(call.method, error.reason)
             raise
         except errors.Error as error:
-            await self._ended(call, error)
+            # A task of our own: a caller who goes away now does not take the record of the refusal along.
+            await asyncio.shield(self._owned.start(self._ended(call, error)))
             raise
         except Exception:
-            await self._ended(call, errors.Error("internal error"))
+            await asyncio.shield(self._owned.start(self._ended(call, errors.Error("internal error"))))
             raise
         if call.row.recording is Recording.CHANGE:
             await self._audit.conclude(_record(call, record_pb2.RECORD_KIND_CHANGED))
