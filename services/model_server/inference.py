@@ -141,6 +141,7 @@ class Inference:
         course.begin(keep=duties.retain_text)
         telemetry = GenerationTelemetry(call, wanted, version=served.version.manifest.name, max_tokens=cap)
         final = dataclasses.replace(request, messages=messages, max_new_tokens=cap)
+        call.recording = True
         authorised = self._owned.start(self._authorise(call, course, seconds))
         try:
             await asyncio.shield(authorised)

@@ -77,8 +77,9 @@ class Call:
     response: Message | None = None
     outcome: Error | None = None
     finished: bool = False
+    # A task of the server's own writes the record of what was allowed, and whether it stands.
+    recording: bool = False
     recorded: bool = False
-    overloaded: bool = False
     max_seconds: float = 0.0
     allowed: Callable[[], Awaitable[None]] = dataclasses.field(default=_nothing_allowed)
 

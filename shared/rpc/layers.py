@@ -26,6 +26,7 @@ from shared.audit import AuditLog, record_of
 from shared.identity.principal import Principal, Workload, workload_from_certificate
 from shared.identity.tokens import TokenVerifier
 from shared.rpc import status
+from shared.rpc.admission import PUBLIC_CALLS, PUBLIC_CALLS_OF_ONE, Busy, Places
 from shared.rpc.call import Call, Denied, Judgement, Next, Owned, current
 from shared.rpc.methods import Auth, Recording
 
@@ -33,7 +34,10 @@ log = structlog.get_logger()
 tracer = trace.get_tracer("bastide.rpc")
 
 PUBLIC_CALLS_PER_SECOND = 50
-_UNAUTHENTICATED = (errors.Unauthenticated, errors.PeerNotAllowed)
+# Whoever opens a call has something to say: the first message follows the headers.
+FIRST_MESSAGE_SECONDS = 5.0
+# Refusals that anyone can cause at any rate: counted, and recorded together.
+_COUNTED = (errors.Unauthenticated, errors.PeerNotAllowed, Busy)
 
 
 class AccessGuard(Protocol):
@@ -45,11 +49,10 @@ class AccessGuard(Protocol):
 
 
 class ContextLayer:
-    """Binds the call's context for logs and traces, holds the concurrency limit, measures."""
+    """Binds the call's context for logs and traces, and measures."""
 
-    def __init__(self, *, max_concurrent: int, max_seconds: float) -> None:
-        """Refuse calls beyond `max_concurrent` in flight; end calls after `max_seconds`."""
-        self._free = max_concurrent
+    def __init__(self, *, max_seconds: float) -> None:
+        """End calls after `max_seconds`."""
         self._max_seconds = max_seconds
 
     async def __call__(self, call: Call, following: Next) -> None:
@@ -59,7 +62,7 @@ class ContextLayer:
         parent = propagate.extract(carrier)
         code = "OK"
         current.set(call)
-        self._free -= 1
+        call.max_seconds = self._max_seconds
         observability.RPC_IN_FLIGHT.labels(service).inc()
         try:
             with (
@@ -76,7 +79,7 @@ class ContextLayer:
                 ),
             ):
                 try:
-                    await following(self._admitted(call))
+                    await following(call)
                 finally:
                     code = grpc.StatusCode.CANCELLED.name
                     if call.outcome is not None:
@@ -90,22 +93,14 @@ class ContextLayer:
                     )
                     observability.RPC_SECONDS.labels(service, method).observe(elapsed)
         finally:
-            self._free += 1
             observability.RPC_IN_FLIGHT.labels(service).dec()
             reason = call.outcome.reason if call.outcome else ""
             observability.RPC_HANDLED.labels(service, method, code, reason).inc()
-
-    def _admitted(self, call: Call) -> Call:
-        call.overloaded = self._free < 0
-        call.max_seconds = self._max_seconds
-        return call
 
 
 async def errors_layer(call: Call, following: Next) -> None:
     """Turn every failure into a status that says what it may and nothing more."""
     try:
-        if call.overloaded:
-            raise errors.ResourceExhausted("too many calls in flight", retry_after=1.0)
         left = call.remaining()
         limit = call.max_seconds if left is None else min(left, call.max_seconds)
         try:
@@ -139,7 +134,7 @@ async def _abort(call: Call, error: errors.Error) -> None:
 
 
 class Refusals:
-    """Counts refusals before authentication and writes them as one record an interval."""
+    """Counts refusals that are not recorded one by one and writes them as one record an interval."""
 
     def __init__(self, audit: AuditLog, *, interval: float = 10.0) -> None:
         """Append to `audit` every `interval` seconds while there is something to append."""
@@ -204,11 +199,15 @@ class AuditLayer:
         call.allowed = functools.partial(self._allowed, call)
         try:
             await following(call)
-        except _UNAUTHENTICATED as error:
+        except _COUNTED as error:
             self._refusals.add(call.method, error.reason)
             raise
+        except asyncio.CancelledError:
+            if call.principal is not None and not call.recording:
+                self._owned.start(self._ended(call, errors.Cancelled("the caller went away")))
+            raise
         except errors.Error as error:
-            # A task of our own: a caller who goes away now does not take the record of the refusal along.
+            # A task of our own, as everywhere here: a caller who goes away now does not take the record along.
             await asyncio.shield(self._owned.start(self._ended(call, error)))
             raise
         except Exception:
@@ -223,14 +222,22 @@ class AuditLayer:
         kind = (
             record_pb2.RECORD_KIND_CHANGE if call.row.recording is Recording.CHANGE else record_pb2.RECORD_KIND_ACCESS
         )
-        await self._audit.append([_record(call, kind)])
+        call.recording = True
+        await asyncio.shield(self._owned.start(self._append(call, _record(call, kind))))
+
+    async def _append(self, call: Call, record: record_pb2.Record) -> None:
+        await self._audit.append([record])
         call.recorded = True
 
     async def _ended(self, call: Call, error: errors.Error) -> None:
         if call.row.auth in (Auth.PUBLIC, Auth.PEER):
             return
         if not call.recorded:
-            kind = record_pb2.RECORD_KIND_DENIED if isinstance(error, Denied) else record_pb2.RECORD_KIND_REFUSED
+            kind = record_pb2.RECORD_KIND_REFUSED
+            if isinstance(error, Denied):
+                kind = record_pb2.RECORD_KIND_DENIED
+            elif isinstance(error, errors.Cancelled):
+                kind = record_pb2.RECORD_KIND_CANCELLED
             await self._audit.append([_record(call, kind, error)])
         elif call.row.recording is Recording.CHANGE:
             await self._audit.conclude(_record(call, record_pb2.RECORD_KIND_CHANGED, error))
@@ -252,10 +259,16 @@ def _record(call: Call, kind: record_pb2.RecordKind.ValueType, error: errors.Err
 
 
 class AuthenticateLayer:
-    """Establishes workload and, where the method needs one, principal; then parses the first request message."""
+    """Establishes workload and, where the method needs one, principal; gives the call its place; parses its start."""
 
-    def __init__(self, verifier: TokenVerifier, *, trust_domain: str) -> None:
-        """Accept certificates of `trust_domain` and tokens that `verifier` accepts."""
+    def __init__(
+        self, verifier: TokenVerifier, *, trust_domain: str, max_concurrent: int, max_of_one_caller: int
+    ) -> None:
+        """Accept certificates of `trust_domain` and tokens that `verifier` accepts.
+
+        Refuse calls beyond `max_concurrent` in flight, of guarded methods and of peers each, and guarded ones beyond
+        `max_of_one_caller` of the same principal.
+        """
         self._verifier = verifier
         self._trust_domain = trust_domain
         self._workload = functools.lru_cache(maxsize=1024)(
@@ -263,18 +276,35 @@ class AuthenticateLayer:
         )
         self._throttle = limits.strategies.MovingWindowRateLimiter(limits.storage.MemoryStorage())
         self._public_limit = limits.RateLimitItemPerSecond(PUBLIC_CALLS_PER_SECOND)
+        self._public = Places(PUBLIC_CALLS, of_one=PUBLIC_CALLS_OF_ONE)
+        self._peers = Places(max_concurrent, of_one=max_concurrent)
+        self._guarded = Places(max_concurrent, of_one=max_of_one_caller)
 
     async def __call__(self, call: Call, following: Next) -> None:
-        """Authenticate, parse, go on."""
-        call.workload = self._peer(call)
+        """Authenticate, find a place, parse, go on."""
+        call.workload = workload = self._peer(call)
         if call.row.auth is Auth.PUBLIC:
-            if not self._throttle.hit(self._public_limit, call.workload.spiffe_id):
-                raise errors.ResourceExhausted("too many calls", retry_after=1.0)
+            if not self._throttle.hit(self._public_limit, workload.spiffe_id):
+                raise Busy("too many calls", retry_after=1.0)
+            with self._public.place(), self._public.share(workload.spiffe_id):
+                await self._begun(call, following)
         elif call.row.auth is Auth.PEER:
-            self._admit_peer(call, call.workload)
+            self._admit_peer(call, workload)
+            with self._peers.place():
+                await self._begun(call, following)
         else:
-            call.token, call.principal = await self._bearer(call, call.workload)
-        call.first = await call.read()
+            with self._guarded.place():
+                call.token, call.principal = await self._bearer(call, workload)
+                with self._guarded.share(f"{workload.spiffe_id} {call.principal.subject}"):
+                    await self._begun(call, following)
+
+    @staticmethod
+    async def _begun(call: Call, following: Next) -> None:
+        try:
+            async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
+                call.first = await call.read()
+        except TimeoutError:
+            raise errors.DeadlineExceeded("the first request message did not come in time") from None
         if call.first is None and not call.descriptor.client_streaming:
             raise errors.MalformedRequest("the call has no request message")
         await following(call)

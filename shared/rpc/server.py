@@ -58,7 +58,12 @@ class ServerSettings(Settings):
     observability: ObservabilitySettings = pydantic.Field(
         default=ObservabilitySettings(), description="Logs and traces."
     )
-    max_concurrent_calls: int = pydantic.Field(default=256, ge=1, description="Calls in flight; more are refused.")
+    max_concurrent_calls: int = pydantic.Field(
+        default=256, ge=1, description="Calls in flight, guarded ones and those of peers each; more are refused."
+    )
+    max_calls_of_one_caller: int = pydantic.Field(
+        default=64, ge=1, description="Guarded calls in flight of one principal; more are refused."
+    )
     max_call_seconds: float = pydantic.Field(
         default=600.0, gt=0, le=3600, description="Longest call or stream, whatever deadline the caller sets."
     )
@@ -104,12 +109,15 @@ class Server:
         self._refusals = layers.Refusals(audit)
         self._chain = compose(
             [
-                layers.ContextLayer(
-                    max_concurrent=settings.max_concurrent_calls, max_seconds=settings.max_call_seconds
-                ),
+                layers.ContextLayer(max_seconds=settings.max_call_seconds),
                 layers.errors_layer,
                 layers.AuditLayer(audit, self._refusals, owned),
-                layers.AuthenticateLayer(verifier, trust_domain=settings.tls.trust_domain),
+                layers.AuthenticateLayer(
+                    verifier,
+                    trust_domain=settings.tls.trust_domain,
+                    max_concurrent=settings.max_concurrent_calls,
+                    max_of_one_caller=settings.max_calls_of_one_caller,
+                ),
                 layers.AuthoriseLayer(guard, servicers),
             ],
             self._handle,

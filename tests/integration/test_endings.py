@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 
 import grpc
 import pytest
 
 from bastide.audit.v1 import audit_pb2, audit_pb2_grpc, record_pb2
 from bastide.model_server.v1 import inference_pb2, inference_pb2_grpc
+from shared.audit import AuditClient
 from shared.inspection.scanner import Scanner
 from shared.rpc.call import Call
 from tests.fakes import remote_model
@@ -37,8 +39,13 @@ def inference(stage: Stage) -> inference_pb2_grpc.InferenceServiceAsyncStub:
 
 async def newest_authorised(stage: Stage) -> str:
     """Return the call id of the last call that was authorised."""
+    return await newest(stage, record_pb2.RECORD_KIND_AUTHORISED)
+
+
+async def newest(stage: Stage, kind: record_pb2.RecordKind.ValueType) -> str:
+    """Return the call id of the last record of a kind, "" without one."""
     stub = audit_pb2_grpc.AuditServiceStub(stage.suite.channel("audit"))
-    wanted = audit_pb2.RecordFilter(kinds=[record_pb2.RECORD_KIND_AUTHORISED])
+    wanted = audit_pb2.RecordFilter(kinds=[kind])
     answer = await stub.ListRecords(
         audit_pb2.ListRecordsRequest(filter=wanted, page_size=1), metadata=stage.auditor.metadata, timeout=10
     )
@@ -134,6 +141,48 @@ async def test_cancel_while_the_authorisation_is_recorded_is_recorded_too(stage:
     assert call_id != former
     await stage.recorded(call_id, "AUTHORISED", "CANCELLED")
     assert len(stage.backend.asked) == asked
+
+
+@pytest.mark.parametrize("step", ["decided", "reserved"])
+async def test_cancel_before_the_authorisation_leaves_a_record_as_well(stage: Stage, step: str) -> None:
+    former, asked = await newest(stage, record_pb2.RECORD_KIND_CANCELLED), len(stage.backend.asked)
+    before = stage.guard.passed[step]
+    stage.guard.fail(step, Fault.SLOW, late=0.5)
+    asking = asyncio.create_task(stage.ask("stream"))
+    await until(lambda: stage.guard.passed[step] > before, f"the guard answered {step}")
+    asking.cancel()
+    async with asyncio.timeout(10):
+        while (call_id := await newest(stage, record_pb2.RECORD_KIND_CANCELLED)) == former:
+            await asyncio.sleep(0.05)
+    assert await stage.kinds(call_id) == ["CANCELLED"]
+    assert len(stage.backend.asked) == asked
+
+
+async def test_caller_who_is_gone_before_the_denial_is_recorded_takes_no_record_along(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former, asked, go_on = await newest(stage, record_pb2.RECORD_KIND_DENIED), asyncio.Event(), asyncio.Event()
+    append = AuditClient.append
+
+    async def late(self: AuditClient, records: Sequence[record_pb2.Record]) -> Sequence[audit_pb2.Appended]:
+        if records[0].kind == record_pb2.RECORD_KIND_DENIED:
+            asked.set()
+            await go_on.wait()
+        return await append(self, records)
+
+    monkeypatch.setattr(AuditClient, "append", late)
+    asking = asyncio.create_task(stage.ask("stream", question(purpose="no-such-purpose")))
+    await asyncio.wait_for(asked.wait(), 10)
+    handled = stage.suite.handled("/bastide.model_server.v1.InferenceService/GenerateStream")
+    asking.cancel()
+    await until(
+        lambda: stage.suite.handled("/bastide.model_server.v1.InferenceService/GenerateStream") > handled, "it ended"
+    )
+    go_on.set()
+    async with asyncio.timeout(10):
+        while (call_id := await newest(stage, record_pb2.RECORD_KIND_DENIED)) == former:
+            await asyncio.sleep(0.05)
+    assert await stage.kinds(call_id) == ["DENIED"]
 
 
 @BOTH
