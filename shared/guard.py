@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import grpc
 import stamina
 from google.protobuf.message import DecodeError
 
 from bastide.policy_guard.v1 import guard_pb2, guard_pb2_grpc
-from bastide.types.v1 import decision_pb2, principal_pb2
-from shared.errors import GuardUnavailable
+from bastide.types.v1 import content_pb2, decision_pb2, principal_pb2
+from shared.errors import GuardUnavailable, InvalidArgument
 from shared.rpc.call import Call, Judgement
 from shared.rpc.channel import Channel, outgoing
 from shared.statements import Signature, StatementRefused, TrustRoot, verify_bytes
@@ -26,7 +26,14 @@ from shared.transparency.errors import Unverified
 DECISION_TYPE = "application/vnd.bastide.decision.v1+protobuf"
 GUARD = "policy-guard"
 DECISION_KEY = "decision"
+MAX_PROMPT_BYTES = 1024 * 1024
 _SKEW = dt.timedelta(seconds=5)
+
+
+def check_prompt(messages: Iterable[content_pb2.Message], *, field: str) -> None:
+    """Refuse a conversation of more than `MAX_PROMPT_BYTES`, which one field's rule cannot. Raises InvalidArgument."""
+    if sum(len(message.content.encode()) for message in messages) > MAX_PROMPT_BYTES:
+        raise InvalidArgument(f"{field}: together at most {MAX_PROMPT_BYTES} bytes", field=field)
 
 
 class DecisionVerifier:

@@ -30,7 +30,7 @@ from services.model_server.telemetry import GenerationTelemetry
 from services.model_server.template import Message
 from shared import errors
 from shared.audit import AuditLog
-from shared.guard import DecisionVerifier
+from shared.guard import DecisionVerifier, check_prompt
 from shared.rpc.call import Call, Denied, Judgement, Owned
 from shared.rpc.channel import Channel
 
@@ -80,6 +80,7 @@ class Inference:
         self, call: Call, wanted: inference_pb2.InferenceCall, *, stream: bool
     ) -> AsyncGenerator[Event, None]:
         """Yield a start, chunks and one end. Callers MUST close the iterator; any failure raises an `Error`."""
+        check_prompt(wanted.messages, field="call.messages")
         async with self._serving.lease(wanted.model, call.person.subject) as served:
             call.inference = record_pb2.InferenceFacts(
                 model=wanted.model,

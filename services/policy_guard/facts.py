@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,14 +37,13 @@ class ModelFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptFinding:
-    """Something a detector saw in one message of the prompt."""
+    """Something a detector saw in the prompt."""
 
     kind: str
     category: str
     detector: str
     label: str
     score: float
-    message_index: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +73,14 @@ def access_input(question: AccessQuestion, now: dt.datetime) -> dict[str, Any]:
 
 
 def inference_input(question: InferenceQuestion, action: str, now: dt.datetime) -> dict[str, Any]:
-    """Return the input document of `bastide.inference`. Findings of one kind in one message are counted together."""
-    groups: Counter[tuple[str, str, str, str, int]] = Counter()
-    scores: dict[tuple[str, str, str, str, int], float] = {}
+    """Return the input document of `bastide.inference`.
+
+    What one detector found of one kind and label is one entry, however often and in however many messages, so that a
+    long conversation fits into a record.
+    """
+    groups: dict[tuple[str, str, str, str], list[float]] = {}
     for item in question.findings:
-        key = (item.kind, item.category, item.detector, item.label, item.message_index)
-        groups[key] += 1
-        scores[key] = max(scores.get(key, 0.0), item.score)
+        groups.setdefault((item.kind, item.category, item.detector, item.label), []).append(item.score)
     return {
         **_common(question.principal, question.acknowledged_use_policy, action, now),
         "method": {"full_name": question.method, "mfa": False},
@@ -100,11 +99,10 @@ def inference_input(question: InferenceQuestion, action: str, now: dt.datetime) 
                 "category": category,
                 "detector": detector,
                 "label": label,
-                "score": scores[kind, category, detector, label, index],
-                "count": count,
-                "message_index": index,
+                "score": max(scores),
+                "count": len(scores),
             }
-            for (kind, category, detector, label, index), count in groups.items()
+            for (kind, category, detector, label), scores in groups.items()
         ],
     }
 

@@ -16,6 +16,7 @@ from services.policy_guard.claim import Claim, Consumer
 from services.policy_guard.decisions import DecisionSigner
 from services.policy_guard.facts import AccessQuestion, InferenceQuestion, ModelFacts
 from services.policy_guard.judge import Judge
+from services.policy_guard.scans import Scans
 from services.policy_guard.session import (
     BudgetSession,
     ContentSession,
@@ -23,6 +24,7 @@ from services.policy_guard.session import (
     scan_prompt,
 )
 from shared.errors import InvalidArgument, Unauthenticated
+from shared.guard import check_prompt
 from shared.identity.principal import Principal, Workload
 from shared.identity.tokens import TokenVerifier
 from shared.inspection.findings import Action, Finding
@@ -75,14 +77,16 @@ class GuardService:
         budgets: Budgets,
         scanner: Callable[[bool], Scanner],
         *,
+        scans: Scans,
         max_held: int,
     ) -> None:
-        """Judge with `judge`; `scanner(control_tokens)` gives the detectors of the revision in force."""
+        """Judge with `judge`; `scanner(control_tokens)` gives the detectors in force, run by `scans`."""
         self._judge = judge
         self._signer = signer
         self._verifier = verifier
         self._budgets = budgets
         self._scanner = scanner
+        self._scans = scans
         self._max_held = max_held
 
     async def CheckAccess(self, request: guard_pb2.CheckAccessRequest, call: Call) -> guard_pb2.CheckAccessResponse:
@@ -104,10 +108,10 @@ class GuardService:
         return guard_pb2.CheckAccessResponse(decision=judgement.signed, opening=judgement.opening)
 
     async def InspectContent(
-        self, request: guard_pb2.InspectContentRequest, _call: Call
+        self, request: guard_pb2.InspectContentRequest, call: Call
     ) -> guard_pb2.InspectContentResponse:
         """See the contract."""
-        (found,) = await scan_prompt(self._scanner(True), [request.text])
+        (found,) = await scan_prompt(self._scans, call.person.subject, self._scanner(True), [request.text])
         actions = {item.kind: Action.REDACT for item in found}
         redacted = redact(request.text, found, actions, None)
         return guard_pb2.InspectContentResponse(
@@ -120,9 +124,10 @@ class GuardService:
         """See the contract."""
         opening = (await _next(requests, "open")).open
         principal = await self._principal(opening.token, opening.workload)
+        check_prompt(opening.messages, field="open.messages")
         texts = [item.content for item in opening.messages]
         scanner = self._scanner(not opening.model.control_tokens_safe)
-        found = await scan_prompt(scanner, texts)
+        found = await scan_prompt(self._scans, principal.subject, scanner, texts)
         judgement, result = await self._judge.inference(
             InferenceQuestion(
                 principal=principal,
@@ -142,7 +147,9 @@ class GuardService:
             _count("prompt", decided.findings)
             yield guard_pb2.GuardInferenceResponse(decided=decided)
             return
-        content = ContentSession(scanner, result, max_held=self._max_held)
+        content = ContentSession(
+            scanner, result, scans=self._scans, principal=principal.subject, max_held=self._max_held
+        )
         prompt = content.prompt(texts, found)
         if prompt.blocked is not None:
             # An obligation that blocks is policy's deny in other words: it must be the decision that is recorded.

@@ -24,6 +24,7 @@ from services.policy_guard.migrations import SCRIPTS
 from services.policy_guard.passwords import Passwords
 from services.policy_guard.policy_service import PolicyService
 from services.policy_guard.revisions import Revisions
+from services.policy_guard.scans import Scans
 from services.policy_guard.sign_in import SignIn
 from services.policy_guard.throttle import Throttle
 from services.policy_guard.token_issuer import TokenIssuer
@@ -66,6 +67,8 @@ async def compose(settings: PolicyGuardSettings) -> AsyncIterator[Server]:
         acknowledgements = Acknowledgements(records, clock=now)
         judge = Judge(engine, signer, acknowledgements, seconds=settings.decision_seconds, clock=now)
         scanners = _Scanners()
+        scans = Scans()
+        stack.callback(scans.close)
 
         def loaded(bundle: Bundle) -> None:
             judge.follow(bundle.data)
@@ -92,7 +95,7 @@ async def compose(settings: PolicyGuardSettings) -> AsyncIterator[Server]:
             settings.server,
             services={
                 guard_service: GuardService(
-                    judge, signer, verifier, budgets, scanners.get, max_held=settings.max_held_characters
+                    judge, signer, verifier, budgets, scanners.get, scans=scans, max_held=settings.max_held_characters
                 ),
                 policy_service: PolicyService(lifecycle, revisions, engine),
                 identity_service: IdentityService(

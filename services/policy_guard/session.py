@@ -7,23 +7,20 @@ The session is a state machine without a transport; `guard_service` speaks the c
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.policy_guard.budgets import Budgets
 from services.policy_guard.claim import Claim
 from services.policy_guard.facts import PromptFinding
 from services.policy_guard.result import ContentAction, InferenceObligations, PolicyResult, ReleaseMode
+from services.policy_guard.scans import Scans
 from shared.errors import GuardUnavailable
 from shared.inspection.findings import Action, Finding
 from shared.inspection.redaction import Surrogates, redact
 from shared.inspection.scanner import Scanner
 from shared.inspection.streaming import Released, StreamInspector
-
-# Below this many characters a scan is cheaper than handing it to a thread.
-_INLINE_CHARACTERS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +32,16 @@ class Inspected:
     blocked: Finding | None
 
 
-async def scan_prompt(scanner: Scanner, messages: Sequence[str]) -> tuple[tuple[Finding, ...], ...]:
-    """Return the findings of each message; long prompts are scanned off the event loop."""
+async def scan_prompt(
+    scans: Scans, principal: str, scanner: Scanner, messages: Sequence[str]
+) -> tuple[tuple[Finding, ...], ...]:
+    """Return the findings of each message of a principal's prompt. Raises GuardUnavailable for text made to be slow."""
 
     def scan() -> tuple[tuple[Finding, ...], ...]:
         return tuple(scanner.scan(message) for message in messages)
 
     try:
-        if sum(map(len, messages)) <= _INLINE_CHARACTERS:
-            return scan()
-        return await asyncio.to_thread(scan)
+        return await scans.run(principal, sum(map(len, messages)), scan)
     except TimeoutError:
         raise GuardUnavailable("the prompt could not be inspected in time") from None
 
@@ -58,9 +55,8 @@ def prompt_facts(found: Sequence[Sequence[Finding]]) -> list[PromptFinding]:
             detector=item.detector,
             label=item.label,
             score=item.score,
-            message_index=index,
         )
-        for index, findings in enumerate(found)
+        for findings in found
         for item in findings
     ]
 
@@ -68,12 +64,14 @@ def prompt_facts(found: Sequence[Sequence[Finding]]) -> list[PromptFinding]:
 class ContentSession:
     """The content half of a session under an allow: prompt redaction, then output inspection."""
 
-    def __init__(self, scanner: Scanner, result: PolicyResult, *, max_held: int) -> None:
-        """Act on the obligations of `result`, which MUST be an allow."""
+    def __init__(self, scanner: Scanner, result: PolicyResult, *, scans: Scans, principal: str, max_held: int) -> None:
+        """Act on the obligations of `result`, which MUST be an allow; scan in `principal`'s turn of `scans`."""
         duties = result.obligations
         if not (result.allowed and isinstance(duties, InferenceObligations)):
             raise GuardUnavailable("the decision carries no obligations")
         self._duties = duties
+        self._scans = scans
+        self._principal = principal
         self._surrogates = Surrogates(os.urandom(32))
         self._inspector = StreamInspector(
             scanner,
@@ -102,7 +100,7 @@ class ContentSession:
     async def output(self, text: str) -> Released:
         """Return what of the output so far may go out now."""
         if self._buffered is None:
-            return await _inspected(self._inspector.feed, text)
+            return await self._inspected(text)
         self._held += len(text)
         if self._held > self._max_buffered:
             return Released(text="", findings=(), cut=Finding(kind="HOLD_BACK", detector="buffer", start=0, end=0))
@@ -113,7 +111,7 @@ class ContentSession:
         """Return the rest, `text` included, inspected to the end."""
         first = await self.output(text)
         if self._buffered is not None and first.cut is None:
-            first = await _inspected(self._inspector.feed, "".join(self._buffered))
+            first = await self._inspected("".join(self._buffered))
         if first.cut is not None:
             return first
         last = self._inspector.finish()
@@ -123,9 +121,8 @@ class ContentSession:
             cut=last.cut,
         )
 
-
-async def _inspected(feed: Callable[[str], Released], text: str) -> Released:
-    return feed(text) if len(text) <= _INLINE_CHARACTERS else await asyncio.to_thread(feed, text)
+    async def _inspected(self, text: str) -> Released:
+        return await self._scans.run(self._principal, len(text), lambda: self._inspector.feed(text))
 
 
 class BudgetSession:

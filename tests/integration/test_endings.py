@@ -11,6 +11,7 @@ import pytest
 
 from bastide.audit.v1 import audit_pb2, audit_pb2_grpc, record_pb2
 from bastide.model_server.v1 import inference_pb2, inference_pb2_grpc
+from bastide.types.v1 import content_pb2
 from shared.audit import AuditClient
 from shared.inspection.scanner import Scanner
 from shared.rpc.call import Call
@@ -219,6 +220,31 @@ async def test_used_up_budget_says_when_to_come_back(stage: Stage) -> None:
     assert outcome.text == ""
     assert len(stage.backend.asked) == asked
     await stage.recorded(outcome.call_id, "REFUSED")
+
+
+async def test_conversation_is_at_most_a_mebibyte_in_all(stage: Stage) -> None:
+    part = content_pb2.Message(role=content_pb2.ROLE_USER, content="all is well " * 17_000)
+    call = question()
+    call.messages.extend([part] * 6)
+    asked = len(stage.backend.asked)
+    outcome = await stage.ask(call=call)
+    assert (outcome.code, outcome.metadata["field"]) == (grpc.StatusCode.INVALID_ARGUMENT, "call.messages")
+    assert len(stage.backend.asked) == asked
+    await stage.recorded(outcome.call_id, "REFUSED")
+
+
+async def test_long_conversation_full_of_personal_data_is_answered(stage: Stage) -> None:
+    call = question()
+    call.messages.extend(
+        content_pb2.Message(
+            role=content_pb2.ROLE_USER,
+            content=f"{number}: uma{number}@example.org, DE89370400440532013000, 4111 1111 1111 1111, 203.0.113.7,"
+            " +49 30 901820",
+        )
+        for number in range(40)
+    )
+    outcome = await stage.ask(call=call)
+    assert outcome.code is grpc.StatusCode.OK, (outcome.reason, outcome.details)
 
 
 async def test_request_id_is_taken_once_from_a_principal(stage: Stage) -> None:

@@ -604,7 +604,7 @@ class InspectContentResponse(_message.Message):
     FINDINGS_FIELD_NUMBER: _builtins.int
     REDACTED_FIELD_NUMBER: _builtins.int
     redacted: _builtins.str
-    """The text as the default prompt obligations would leave it; empty if they would block it."""
+    """The text with every finding redacted. What policy does about each kind depends on the call, its purpose and caller."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.Finding]:
         """What was found, in order of start."""

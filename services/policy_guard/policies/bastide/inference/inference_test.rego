@@ -109,7 +109,6 @@ finding(kind, category, score) := {
 	"label": "",
 	"score": score,
 	"count": 1,
-	"message_index": 0,
 }
 
 topic(label, score) := object.union(finding("TOPIC", "TOPIC", score), {"label": label})
