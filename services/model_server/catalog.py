@@ -108,14 +108,15 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Release:
-    """What answers under a model's name since `generation`."""
+    """What answers under a model's name since `generation`; `previous` is the generation that a rollback puts back."""
 
     model: str
     generation: int
     arms: tuple[Arm, ...]
+    previous: int | None
     releaser: str
     created_at: dt.datetime
-    statement: bytes
+    evidence: Evidence
 
     def arm_for(self, subject: str) -> Arm:
         """Return the arm that serves a principal: sticky by subject within a generation."""
@@ -142,6 +143,16 @@ def parse_model_name(name: str) -> str:
     if prefix != "models" or not model or "/" in model:
         raise InvalidArgument("a model is models/<model>", field="name")
     return model
+
+
+def check_arms(model: str, arms: Sequence[Arm]) -> None:
+    """Refuse what makes no release of `model`. Raises FailedPrecondition."""
+    if sum(arm.weight for arm in arms) != 100:
+        raise FailedPrecondition("weights of a release sum to 100")
+    if len({arm.version for arm in arms}) != len(arms):
+        raise FailedPrecondition("a release names each version once")
+    if any(parse_version_name(arm.version)[0] != model for arm in arms):
+        raise FailedPrecondition("a release takes versions of its own model")
 
 
 class Catalog:
@@ -259,70 +270,42 @@ class Catalog:
         async with self._records.read() as connection:
             return [_release(row) for row in await connection.execute(query)]
 
-    async def create_release(
-        self,
-        model: str,
-        arms: Sequence[Arm],
-        *,
-        releaser: str,
-        request_id: str,
-        sign: Callable[[int], bytes],
-    ) -> Release:
-        """Put `arms` in force as the next generation; `sign` makes the statement for that generation.
+    async def requested_release(self, model: str, *, releaser: str, request_id: str) -> Release | None:
+        """Return the release that this request made already."""
+        query = sa.select(releases).where(
+            releases.c.model == model, releases.c.releaser == releaser, releases.c.request_id == request_id
+        )
+        async with self._records.read() as connection:
+            row = (await connection.execute(query)).first()
+        return None if row is None else _release(row)
 
-        The same releaser and request_id give the first release again. Raises Aborted when another release won,
-        FailedPrecondition when weights do not sum to 100, or a version is not of this model or stands twice.
-        """
-        if sum(arm.weight for arm in arms) != 100:
-            raise FailedPrecondition("weights of a release sum to 100")
-        if len({arm.version for arm in arms}) != len(arms):
-            raise FailedPrecondition("a release names each version once")
-        if any(parse_version_name(arm.version)[0] != model for arm in arms):
-            raise FailedPrecondition("a release takes versions of its own model")
-        now = self._clock()
-        async with self._records.write() as connection:
-            earlier = await connection.execute(
-                sa.select(releases).where(
-                    releases.c.model == model, releases.c.releaser == releaser, releases.c.request_id == request_id
+    async def put_in_force(self, release: Release, *, request_id: str) -> None:
+        """Put `release` in force in place of the generation before its own. Raises Aborted when another release won."""
+        try:
+            async with self._records.write() as connection:
+                swapped = await connection.execute(
+                    models.update()
+                    .where(models.c.name == release.model, models.c.generation == release.generation - 1)
+                    .values(generation=release.generation)
                 )
-            )
-            if (row := earlier.first()) is not None:
-                return _release(row)
-            current = (await connection.execute(sa.select(models.c.generation).where(models.c.name == model))).scalar()
-            if current is None:
-                raise NotFound("no such model")
-            newest = sa.select(sa.func.max(releases.c.generation)).where(releases.c.model == model)
-            generation = int((await connection.execute(newest)).scalar() or 0) + 1
-            release = Release(
-                model=model,
-                generation=generation,
-                arms=tuple(arms),
-                releaser=releaser,
-                created_at=now,
-                statement=sign(generation),
-            )
-            try:
+                if swapped.rowcount != 1:
+                    raise Aborted("another release won")
                 await connection.execute(
                     releases.insert().values(
-                        model=model,
-                        generation=generation,
-                        arms=[dataclasses.asdict(arm) for arm in arms],
-                        releaser=releaser,
-                        created_at=_micros(now),
-                        statement=release.statement,
+                        model=release.model,
+                        generation=release.generation,
+                        arms=[dataclasses.asdict(arm) for arm in release.arms],
+                        previous=release.previous,
+                        releaser=release.releaser,
+                        created_at=_micros(release.created_at),
+                        statement=release.evidence.statement,
+                        log_leaf=release.evidence.log_leaf,
+                        log_proof=release.evidence.log_proof,
                         request_id=request_id,
                     )
                 )
-            except IntegrityError:
-                raise Aborted("another release won") from None
-            swapped = await connection.execute(
-                models.update()
-                .where(models.c.name == model, models.c.generation == current)
-                .values(generation=generation)
-            )
-            if swapped.rowcount != 1:
-                raise Aborted("another release won")
-        return release
+        except IntegrityError:
+            raise Aborted("another release won") from None
 
 
 def _micros(moment: dt.datetime) -> int:
@@ -353,7 +336,8 @@ def _release(row: Any) -> Release:
         model=row.model,
         generation=row.generation,
         arms=tuple(Arm(version=arm["version"], weight=arm["weight"]) for arm in row.arms),
+        previous=row.previous,
         releaser=row.releaser,
         created_at=_moment(row.created_at),
-        statement=row.statement,
+        evidence=Evidence(statement=row.statement, log_leaf=row.log_leaf, log_proof=row.log_proof),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from bastide.model_server.v1 import catalog_pb2
@@ -12,9 +12,8 @@ from services.model_server import catalog as domain
 from services.model_server.catalog import Arm, Catalog, parse_model_name
 from services.model_server.importing import Importing
 from services.model_server.imports import RUNNING, Event, ImportJob, ImportJobs
-from services.model_server.provenance import Provenance
-from services.model_server.serving import Serving
-from shared.errors import FailedPrecondition, InvalidArgument, NotFound
+from services.model_server.releasing import Releasing
+from shared.errors import InvalidArgument, NotFound
 from shared.rpc.call import Call
 
 DEFAULT_PAGE = 50
@@ -29,15 +28,13 @@ class CatalogService:
         self,
         catalog: Catalog,
         imports: ImportJobs,
-        provenance: Provenance,
-        serving: Serving,
+        releasing: Releasing,
         importing: Importing,
     ) -> None:
         """Serve the catalogue."""
         self._catalog = catalog
         self._imports = imports
-        self._provenance = provenance
-        self._serving = serving
+        self._releasing = releasing
         self._importing = importing
 
     async def CreateImportJob(
@@ -140,9 +137,7 @@ class CatalogService:
 
     async def release_facts(self, request: catalog_pb2.CreateReleaseRequest, _call: Call) -> dict[str, Any]:
         """Facts for policy: who brought the versions in, and the highest of their classifications."""
-        versions = [await self._catalog.version(arm.version) for arm in request.arms]
-        highest = max((version.manifest.classification for version in versions), key=_CLASSES.index)
-        return {"submitters": sorted({version.submitter for version in versions}), "classification": highest}
+        return await self._arms_facts(arm.version for arm in request.arms)
 
     async def CreateRelease(
         self, request: catalog_pb2.CreateReleaseRequest, call: Call
@@ -150,7 +145,9 @@ class CatalogService:
         """See the contract."""
         model = parse_model_name(request.parent)
         arms = tuple(Arm(version=arm.version, weight=arm.weight) for arm in request.arms)
-        release = await self._release(model, arms, releaser=call.person.subject, request_id=request.request_id)
+        release = await self._releasing.release(
+            model, arms, releaser=call.person.subject, request_id=request.request_id, cause=call.call_id
+        )
         return catalog_pb2.CreateReleaseResponse(release=_release(release, active=True))
 
     async def GetRelease(self, request: catalog_pb2.GetReleaseRequest, _call: Call) -> catalog_pb2.GetReleaseResponse:
@@ -170,33 +167,23 @@ class CatalogService:
             next_page_token=str(found[size - 1].generation) if len(found) > size else "",
         )
 
+    async def rollback_facts(self, request: catalog_pb2.RollbackReleaseRequest, call: Call) -> dict[str, Any]:
+        """Facts for policy, as of a release, about what was in force before; and the step back that is judged."""
+        call.judged = step = await self._releasing.before(parse_model_name(request.parent))
+        return await self._arms_facts([arm.version for arm in step[1].arms])
+
     async def RollbackRelease(
-        self, request: catalog_pb2.RollbackReleaseRequest, call: Call
+        self, _request: catalog_pb2.RollbackReleaseRequest, call: Call
     ) -> catalog_pb2.RollbackReleaseResponse:
         """See the contract."""
-        model = parse_model_name(request.parent)
-        current = await self._catalog.release(model)
-        earlier = await self._catalog.releases(model, before=current.generation, limit=1)
-        if not earlier:
-            raise FailedPrecondition("there is no release to go back to")
-        release = await self._release(
-            model, earlier[0].arms, releaser=call.person.subject, request_id=f"rollback-{current.generation}"
-        )
+        current, target = call.judged
+        release = await self._releasing.roll_back(current, target, releaser=call.person.subject, cause=call.call_id)
         return catalog_pb2.RollbackReleaseResponse(release=_release(release, active=True))
 
-    async def _release(self, model: str, arms: tuple[Arm, ...], *, releaser: str, request_id: str) -> domain.Release:
-        versions = [await self._catalog.version(arm.version) for arm in arms]
-        for version in versions:
-            await self._serving.prepare(version)
-        return await self._catalog.create_release(
-            model,
-            arms,
-            releaser=releaser,
-            request_id=request_id,
-            sign=lambda generation: self._provenance.release_statement(
-                model, generation, arms, versions, releaser=releaser
-            ),
-        )
+    async def _arms_facts(self, names: Iterable[str]) -> dict[str, Any]:
+        versions = [await self._catalog.version(name) for name in names]
+        highest = max((version.manifest.classification for version in versions), key=_CLASSES.index)
+        return {"submitters": sorted({version.submitter for version in versions}), "classification": highest}
 
 
 def _job_id(name: str) -> str:
@@ -291,7 +278,9 @@ def _release(release: domain.Release, *, active: bool) -> catalog_pb2.Release:
         arms=[catalog_pb2.ReleaseArm(version=arm.version, weight=arm.weight) for arm in release.arms],
         releaser=release.releaser,
         active=active,
-        statement=evidence_pb2.SignedStatement(envelope=release.statement),
+        statement=evidence_pb2.SignedStatement(
+            envelope=release.evidence.statement, log_proof=release.evidence.log_proof
+        ),
     )
     message.created_at.FromDatetime(release.created_at)
     return message

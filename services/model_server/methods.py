@@ -33,7 +33,7 @@ ROWS = {
         "CreateRelease": change("model_server.release.create", "release", mfa=True, facts="release_facts"),
         "GetRelease": read("model_server.release.get", "release"),
         "ListReleases": read("model_server.release.list", "release"),
-        "RollbackRelease": change("model_server.release.rollback", "release", mfa=True),
+        "RollbackRelease": change("model_server.release.rollback", "release", mfa=True, facts="rollback_facts"),
         "OpenModelVersion": peer("data-prep", "trainer"),
         "OpenArtifact": peer("data-prep", "trainer"),
     },

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from services.model_server.catalog import Arm, Evidence, Manifest, Version
+from services.model_server.catalog import Arm, Evidence, Manifest, Release, Version
 from shared.errors import FailedPrecondition
 from shared.keys import SigningKey
 from shared.statements import Digest, Statement, StatementRefused, Subject, TrustRoot, sign, verify
@@ -56,12 +56,7 @@ class Provenance:
         return self._sign(
             RELEASE,
             [(version.manifest.name, version.manifest.digest) for version in versions],
-            {
-                "model": model,
-                "generation": generation,
-                "arms": [{"version": arm.version, "weight": arm.weight} for arm in arms],
-                "by": releaser,
-            },
+            _release_predicate(model, generation, arms, releaser=releaser),
         )
 
     def check(self, version: Version) -> None:
@@ -73,14 +68,20 @@ class Provenance:
             raise BrokenChain(f"{manifest.name}: the statement is about other bytes")
         check_logged(evidence, self._log, manifest.name)
 
-    def check_release(self, statement: bytes, model: str, generation: int, versions: Sequence[Version]) -> None:
-        """Refuse a release unless its statement names these very versions. Raises BrokenChain."""
-        link = f"models/{model}/releases/{generation}"
-        found = self._verified(statement, RELEASE, link)
-        named = {(subject.name, subject.digest) for subject in found.subject}
+    def check_release(self, release: Release, versions: Sequence[Version]) -> None:
+        """Refuse a release unless the log holds its statement, and this names its very versions and their weights.
+
+        Raises BrokenChain.
+        """
+        link = f"models/{release.model}/releases/{release.generation}"
+        statement = self._verified(release.evidence.statement, RELEASE, link)
+        named = {(subject.name, subject.digest) for subject in statement.subject}
         expected = {(item.manifest.name, _hex(item.manifest.digest)) for item in versions}
-        if named != expected or (found.predicate["model"], found.predicate["generation"]) != (model, generation):
+        if named != expected or statement.predicate != _release_predicate(
+            release.model, release.generation, release.arms, releaser=release.releaser
+        ):
             raise BrokenChain(f"{link}: the statement is about another release")
+        check_logged(release.evidence, self._log, link)
 
     def _sign(self, predicate_type: str, subjects: list[tuple[str, str]], predicate: dict[str, Any]) -> bytes:
         statement = Statement(
@@ -97,6 +98,15 @@ class Provenance:
             )
         except StatementRefused as error:
             raise BrokenChain(f"{link}: {error.message}") from None
+
+
+def _release_predicate(model: str, generation: int, arms: Sequence[Arm], *, releaser: str) -> dict[str, Any]:
+    return {
+        "model": model,
+        "generation": generation,
+        "arms": [{"version": arm.version, "weight": arm.weight} for arm in arms],
+        "by": releaser,
+    }
 
 
 def statement_digest(statement: bytes) -> str:

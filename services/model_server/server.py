@@ -25,6 +25,7 @@ from services.model_server.inference import Inference, InferenceLimits
 from services.model_server.inference_service import InferenceService
 from services.model_server.migrations import SCRIPTS
 from services.model_server.provenance import BrokenChain, Provenance
+from services.model_server.releasing import Releasing
 from services.model_server.serving import Serving
 from shared.audit import AuditClient
 from shared.guard import DecisionVerifier, GuardClient
@@ -84,6 +85,7 @@ async def compose(settings: ModelServerSettings) -> AsyncIterator[Server]:
             remotes=frozenset(settings.remotes),
             clock=_now,
         )
+        releasing = Releasing(catalog=catalog, provenance=provenance, serving=serving, audit=audit, clock=_now)
         jobs = ImportJobs(records, importing.perform, clock=_now)
         inference = Inference(
             serving=serving,
@@ -111,7 +113,7 @@ async def compose(settings: ModelServerSettings) -> AsyncIterator[Server]:
             settings.server,
             services={
                 inference_service: InferenceService(inference),
-                catalog_service: CatalogService(catalog, jobs, provenance, serving, importing),
+                catalog_service: CatalogService(catalog, jobs, releasing, importing),
             },
             rows=methods.ROWS,
             guard=GuardClient(guard_channel, decisions, timeout=settings.guard.timeout_seconds),

@@ -12,7 +12,7 @@ import structlog
 
 from services.model_server.backends import Backend
 from services.model_server.catalog import Catalog, Release, Version
-from services.model_server.provenance import Provenance
+from services.model_server.provenance import BrokenChain, Provenance
 from shared import errors
 
 log = structlog.get_logger()
@@ -121,8 +121,10 @@ class Serving:
         if known is not None and known.release.generation == release.generation:
             known.looked_up = looked_up
             return known
+        if known is not None and release.generation < known.release.generation:
+            raise BrokenChain(f"models/{model}: the catalogue went back to an older release")
         versions = [await self._catalog.version(arm.version) for arm in release.arms]
-        self._provenance.check_release(release.statement, model, release.generation, versions)
+        self._provenance.check_release(release, versions)
         arms = {version.manifest.name: await self._load(version) for version in versions}
         fresh = _Known(release=release, looked_up=looked_up, arms=arms)
         self._known[model] = fresh

@@ -35,9 +35,12 @@ releases = sa.Table(
     sa.Column("model", sa.String(128), primary_key=True),
     sa.Column("generation", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("arms", sa.JSON, nullable=False),
+    sa.Column("previous", sa.BigInteger),
     sa.Column("releaser", sa.String(255), nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("statement", sa.LargeBinary, nullable=False),
+    sa.Column("log_leaf", sa.LargeBinary, nullable=False),
+    sa.Column("log_proof", sa.Text, nullable=False),
     sa.Column("request_id", sa.String(64), nullable=False),
     sa.UniqueConstraint("model", "releaser", "request_id", name="uq_releases_request"),
 )

@@ -89,12 +89,9 @@ class Lifecycle:
         await self.follow()
         return activation
 
-    async def rollback(self, *, activator: str) -> Activation:
-        """Put the revision before the one in force back."""
-        expected = await self._revisions.active()
-        if expected is None:
-            raise FailedPrecondition("no policy revision is in force")
-        activation = await self._revisions.rollback(activator=activator, expected=expected.digest)
+    async def rollback(self, judged: Activation, *, activator: str) -> Activation:
+        """Put the revision before `judged`, the one in force, back. Raises Aborted when another is in force."""
+        activation = await self._revisions.rollback(activator=activator, expected=judged.digest)
         await self.follow()
         return activation
 

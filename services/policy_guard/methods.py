@@ -25,7 +25,7 @@ ROWS = {
         "ValidatePolicy": read("policy_guard.policy.validate", "revision"),
         "ProposePolicy": change("policy_guard.policy.propose", "revision", mfa=True),
         "ActivatePolicy": change("policy_guard.policy.activate", "revision", mfa=True, facts="revision_facts"),
-        "RollbackPolicy": change("policy_guard.policy.rollback", "revision", mfa=True),
+        "RollbackPolicy": change("policy_guard.policy.rollback", "revision", mfa=True, facts="rollback_facts"),
         "EvaluatePolicy": read("policy_guard.policy.evaluate", "revision"),
     },
     "bastide.policy_guard.v1.IdentityService": {

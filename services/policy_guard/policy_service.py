@@ -40,6 +40,15 @@ class PolicyService:
         revision = await self._revisions.get(await self._digest(request.name))
         return {"submitters": [revision.proposer]}
 
+    async def rollback_facts(self, _request: policy_pb2.RollbackPolicyRequest, call: Call) -> dict[str, Any]:
+        """Facts for policy: who proposed what would be in force again; and the step back that is judged."""
+        active = await self._revisions.active()
+        if active is None:
+            raise NotFound("no revision is in force")
+        call.judged = active
+        target = await self._revisions.get((await self._revisions.before(active)).digest)
+        return {"submitters": [target.proposer]}
+
     async def GetRevision(self, request: policy_pb2.GetRevisionRequest, _call: Call) -> policy_pb2.GetRevisionResponse:
         """See the contract."""
         digest = await self._digest(request.name)
@@ -92,7 +101,7 @@ class PolicyService:
         self, _request: policy_pb2.RollbackPolicyRequest, call: Call
     ) -> policy_pb2.RollbackPolicyResponse:
         """See the contract."""
-        activation = await self._lifecycle.rollback(activator=call.person.subject)
+        activation = await self._lifecycle.rollback(call.judged, activator=call.person.subject)
         return policy_pb2.RollbackPolicyResponse(revision=_message(await self._revisions.get(activation.digest)))
 
     async def EvaluatePolicy(

@@ -164,6 +164,14 @@ class Revisions:
                 connection, current, Kind.ACTIVATION, digest, activator, previous=_number(current)
             )
 
+    async def before(self, activation: Activation) -> Activation:
+        """Return what a rollback of `activation` puts back. Raises `NoEarlierRevision`."""
+        if activation.previous is None:
+            raise NoEarlierRevision("no other revision was active before")
+        query = select(activations).where(activations.c.number == activation.previous)
+        async with self._records.read() as connection:
+            return _to_activation((await connection.execute(query)).one())
+
     async def rollback(self, *, activator: str, expected: str) -> Activation:
         """Put in force again what was before `expected`. Raises `NoEarlierRevision`, and `Aborted` as `activate`."""
         async with self._history() as (connection, current):

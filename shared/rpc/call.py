@@ -71,6 +71,8 @@ class Call:
     token: str | None = None
     principal: Principal | None = None
     judgement: Judgement | None = None
+    # What facts were gathered about, for a handler whose request does not name it: it MUST act on this and no other.
+    judged: Any = None
     resource_name: str = ""
     first: Message | None = None
     inference: record_pb2.InferenceFacts | None = None

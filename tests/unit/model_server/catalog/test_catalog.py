@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.model_server.catalog import Arm, Catalog, Release
+from services.model_server.catalog import Arm, Catalog, Release, check_arms
 from shared.errors import Aborted, FailedPrecondition, NotFound
 from tests.unit.model_server.catalog.conftest import EVIDENCE, manifest, published
 
+NOW = dt.datetime(2026, 11, 23, 12, 0, tzinfo=dt.UTC)
+
 
 async def released(
-    catalog: Catalog, *arms: tuple[int, int], request_id: str = "r", releaser: str = "raj", model: str = "m"
+    catalog: Catalog, generation: int, *arms: tuple[int, int], request_id: str = "", previous: int | None = None
 ) -> Release:
-    return await catalog.create_release(
-        "m",
-        [Arm(version=f"models/{model}/versions/{number}", weight=weight) for number, weight in arms],
-        releaser=releaser,
-        request_id=request_id,
-        sign=lambda generation: b"signed for %d" % generation,
+    release = Release(
+        model="m",
+        generation=generation,
+        arms=tuple(Arm(version=f"models/m/versions/{number}", weight=weight) for number, weight in arms),
+        previous=previous,
+        releaser="raj",
+        created_at=NOW,
+        evidence=EVIDENCE,
     )
+    await catalog.put_in_force(release, request_id=request_id or str(generation))
+    return release
 
 
 async def test_versions_are_listed_newest_first_and_read_back_as_published(catalog: Catalog) -> None:
@@ -55,55 +62,60 @@ async def test_a_release_is_the_next_generation_and_the_one_in_force(catalog: Ca
     await published(catalog, 1, 2)
     with pytest.raises(NotFound):
         await catalog.release("m")
-    first = await released(catalog, (1, 100), request_id="a")
-    second = await released(catalog, (1, 90), (2, 10), request_id="b")
-    assert (first.generation, second.generation) == (1, 2)
+    first = await released(catalog, 1, (1, 100))
+    second = await released(catalog, 2, (1, 90), (2, 10), previous=1)
     assert await catalog.release("m") == second
-    assert second.statement == b"signed for 2"
     assert (await catalog.model("m")).generation == 2
-    assert [item.generation for item in await catalog.releases("m", before=99, limit=5)] == [2, 1]
+    assert await catalog.releases("m", before=99, limit=5) == [second, first]
 
 
-async def test_a_repeated_request_gives_the_first_release_again(catalog: Catalog) -> None:
+async def test_a_release_is_found_by_who_asked_for_it_and_how(catalog: Catalog) -> None:
     await published(catalog, 1, 2)
-    first = await released(catalog, (1, 100), request_id="a")
-    await released(catalog, (2, 100), request_id="b")
-    assert await released(catalog, (1, 100), request_id="a") == first
+    first = await released(catalog, 1, (1, 100), request_id="a")
+    await released(catalog, 2, (2, 100), request_id="b")
+    assert await catalog.requested_release("m", releaser="raj", request_id="a") == first
+    assert await catalog.requested_release("m", releaser="ada", request_id="a") is None
+    with pytest.raises(Aborted):
+        await released(catalog, 3, (1, 100), request_id="a")
     assert (await catalog.release("m")).generation == 2
-    other = await released(catalog, (1, 100), request_id="a", releaser="another person")
-    assert other.generation == 3
+
+
+@pytest.mark.parametrize("generation", [1, 3], ids=["taken", "ahead"])
+async def test_a_release_that_does_not_follow_the_one_in_force_is_aborted(catalog: Catalog, generation: int) -> None:
+    await published(catalog, 1)
+    await released(catalog, 1, (1, 100))
+    with pytest.raises(Aborted):
+        await released(catalog, generation, (1, 100), request_id="other")
+    assert (await catalog.release("m")).generation == 1
 
 
 async def test_releases_at_the_same_moment_get_one_generation_each(catalog: Catalog) -> None:
     await published(catalog, 1)
     outcomes = await asyncio.gather(
-        *(released(catalog, (1, 100), request_id=str(number)) for number in range(8)), return_exceptions=True
+        *(released(catalog, 1, (1, 100), request_id=str(number)) for number in range(8)), return_exceptions=True
     )
-    won = [item.generation for item in outcomes if isinstance(item, Release)]
-    assert all(isinstance(item, Release | Aborted) for item in outcomes)
-    assert sorted(won) == list(range(1, len(won) + 1))
-    assert (await catalog.release("m")).generation == len(won)
+    assert len([item for item in outcomes if isinstance(item, Release)]) == 1
+    assert len([item for item in outcomes if isinstance(item, Aborted)]) == 7
+    assert (await catalog.release("m")).generation == 1
 
 
 @pytest.mark.parametrize(
     "arms", [[], [(1, 99)], [(1, 50), (2, 51)], [(1, 50), (1, 50)]], ids=["none", "less", "more", "twice"]
 )
-async def test_weights_sum_to_a_hundred_over_different_versions(catalog: Catalog, arms: list[tuple[int, int]]) -> None:
-    await published(catalog, 1, 2)
+def test_weights_sum_to_a_hundred_over_different_versions(arms: list[tuple[int, int]]) -> None:
     with pytest.raises(FailedPrecondition):
-        await released(catalog, *arms)
+        check_arms("m", [Arm(version=f"models/m/versions/{number}", weight=weight) for number, weight in arms])
 
 
-async def test_a_release_takes_no_version_of_another_model(catalog: Catalog) -> None:
-    await published(catalog, 1)
-    await published(catalog, 1, model="other")
+def test_a_release_takes_no_version_of_another_model() -> None:
+    check_arms("m", [Arm(version="models/m/versions/1", weight=100)])
     with pytest.raises(FailedPrecondition):
-        await released(catalog, (1, 100), model="other")
+        check_arms("m", [Arm(version="models/other/versions/1", weight=100)])
 
 
 async def test_a_canary_gets_its_share_and_keeps_its_principals(catalog: Catalog) -> None:
     await published(catalog, 1, 2)
-    release = await released(catalog, (1, 90), (2, 10))
+    release = await released(catalog, 1, (1, 90), (2, 10))
     people = [f"person-{number}@example.org" for number in range(2000)]
     canary = [name for name in people if release.arm_for(name).version.endswith("/2")]
     assert 150 < len(canary) < 250

@@ -80,8 +80,9 @@ class CatalogServiceStub:
     ListReleases: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListReleasesRequest, _catalog_pb2.ListReleasesResponse]
     """Lists a model's releases, newest generation first. Auth: policy `model_server.release.list`."""
     RollbackRelease: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.RollbackReleaseRequest, _catalog_pb2.RollbackReleaseResponse]
-    """Puts the release before the one in force back, as a new generation. Auth: policy `model_server.release.rollback`,
-    MFA. FAILED_PRECONDITION when there is none.
+    """Puts the release before the one in force back, as a new generation; a second rollback goes a second step back, never
+    forth. Auth: policy `model_server.release.rollback`, MFA. FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when
+    there is none.
     """
     OpenModelVersion: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.OpenModelVersionRequest, _catalog_pb2.OpenModelVersionResponse]
     """Resolves a version to its artefacts for another service's job. Auth: peer (data-prep, trainer), with a grant whose
@@ -144,8 +145,9 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     ListReleases: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListReleasesRequest, _catalog_pb2.ListReleasesResponse]  # type: ignore[assignment]
     """Lists a model's releases, newest generation first. Auth: policy `model_server.release.list`."""
     RollbackRelease: _aio.UnaryUnaryMultiCallable[_catalog_pb2.RollbackReleaseRequest, _catalog_pb2.RollbackReleaseResponse]  # type: ignore[assignment]
-    """Puts the release before the one in force back, as a new generation. Auth: policy `model_server.release.rollback`,
-    MFA. FAILED_PRECONDITION when there is none.
+    """Puts the release before the one in force back, as a new generation; a second rollback goes a second step back, never
+    forth. Auth: policy `model_server.release.rollback`, MFA. FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when
+    there is none.
     """
     OpenModelVersion: _aio.UnaryUnaryMultiCallable[_catalog_pb2.OpenModelVersionRequest, _catalog_pb2.OpenModelVersionResponse]  # type: ignore[assignment]
     """Resolves a version to its artefacts for another service's job. Auth: peer (data-prep, trainer), with a grant whose
@@ -313,8 +315,9 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.RollbackReleaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.RollbackReleaseResponse, _abc.Awaitable[_catalog_pb2.RollbackReleaseResponse]]:
-        """Puts the release before the one in force back, as a new generation. Auth: policy `model_server.release.rollback`,
-        MFA. FAILED_PRECONDITION when there is none.
+        """Puts the release before the one in force back, as a new generation; a second rollback goes a second step back, never
+        forth. Auth: policy `model_server.release.rollback`, MFA. FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when
+        there is none.
         """
 
     @_abc_1.abstractmethod

@@ -138,6 +138,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: there is an administrator already."""
     ERROR_REASON_TEXT_TOO_LONG: _ErrorReason.ValueType  # 57
     """RESOURCE_EXHAUSTED: policy wants the text of the call kept, and there is more of it than a record holds."""
+    ERROR_REASON_NO_EARLIER_RELEASE: _ErrorReason.ValueType  # 58
+    """FAILED_PRECONDITION: no other release of the model was in force before."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Values of `google.rpc.ErrorInfo.reason` (domain `bastide`), without the prefix. Every failed call carries a
@@ -263,4 +265,6 @@ ERROR_REASON_ALREADY_BOOTSTRAPPED: ErrorReason.ValueType  # 56
 """FAILED_PRECONDITION: there is an administrator already."""
 ERROR_REASON_TEXT_TOO_LONG: ErrorReason.ValueType  # 57
 """RESOURCE_EXHAUSTED: policy wants the text of the call kept, and there is more of it than a record holds."""
+ERROR_REASON_NO_EARLIER_RELEASE: ErrorReason.ValueType  # 58
+"""FAILED_PRECONDITION: no other release of the model was in force before."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
