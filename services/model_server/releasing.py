@@ -53,19 +53,21 @@ class Releasing:
             model, arms, current, previous=current or None, releaser=releaser, request_id=request_id, cause=cause
         )
 
-    async def before(self, model: str) -> tuple[Release, Release]:
-        """Return the release in force, and the one that a rollback puts back. Raises NotFound and NoEarlierRelease."""
+    async def before(self, model: str) -> tuple[Release, Release | None]:
+        """Return the release in force, and the one that a rollback puts back, if any was before. Raises NotFound."""
         current = await self._catalog.release(model)
         if current.previous is None:
-            raise NoEarlierRelease("there is no release to go back to")
+            return current, None
         (target,) = await self._catalog.releases(model, before=current.previous + 1, limit=1)
         return current, target
 
-    async def roll_back(self, current: Release, target: Release, *, releaser: str, cause: str) -> Release:
+    async def roll_back(self, current: Release, target: Release | None, *, releaser: str, cause: str) -> Release:
         """Put back `target`, which was before `current`; rolling back twice goes two steps back, never forth.
 
-        Raises Aborted when `current` is no longer in force, else as `release`.
+        Raises NoEarlierRelease without one, Aborted when `current` is no longer in force, else as `release`.
         """
+        if target is None:
+            raise NoEarlierRelease("there is no release to go back to")
         return await self._enter(
             current.model,
             target.arms,

@@ -138,12 +138,13 @@ class IdentityService:
         return identity_pb2.AcknowledgeUsePolicyResponse()
 
     async def user_facts(self, request: Any, call: Call) -> dict[str, Any]:
-        """Facts for policy: whose tenant and who it is; for a new person, what is asked for."""
+        """Facts for policy: whose tenant and who it is, and the roles that they would have and have."""
         if isinstance(request, identity_pb2.CreateUserRequest):
-            return {"tenant": request.user.tenant or call.person.tenant}
-        subject = request.user.subject if isinstance(request, identity_pb2.UpdateUserRequest) else request.subject
-        user = await self._users.get(subject)
-        return {"tenant": user.tenant, "owner": user.subject}
+            return {"tenant": request.user.tenant or call.person.tenant, "roles": list(request.user.roles)}
+        updated = isinstance(request, identity_pb2.UpdateUserRequest)
+        user = await self._users.get(request.user.subject if updated else request.subject)
+        roles = {*user.roles, *(request.user.roles if updated else ())}
+        return {"tenant": user.tenant, "owner": user.subject, "roles": sorted(roles)}
 
     async def CreateUser(self, request: identity_pb2.CreateUserRequest, _call: Call) -> identity_pb2.CreateUserResponse:
         """See the contract."""

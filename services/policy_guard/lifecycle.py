@@ -89,8 +89,10 @@ class Lifecycle:
         await self.follow()
         return activation
 
-    async def rollback(self, judged: Activation, *, activator: str) -> Activation:
+    async def rollback(self, judged: Activation | None, *, activator: str) -> Activation:
         """Put the revision before `judged`, the one in force, back. Raises Aborted when another is in force."""
+        if judged is None:
+            raise FailedPrecondition("no policy revision is in force")
         activation = await self._revisions.rollback(activator=activator, expected=judged.digest)
         await self.follow()
         return activation

@@ -42,12 +42,9 @@ class PolicyService:
 
     async def rollback_facts(self, _request: policy_pb2.RollbackPolicyRequest, call: Call) -> dict[str, Any]:
         """Facts for policy: who proposed what would be in force again; and the step back that is judged."""
-        active = await self._revisions.active()
-        if active is None:
-            raise NotFound("no revision is in force")
-        call.judged = active
-        target = await self._revisions.get((await self._revisions.before(active)).digest)
-        return {"submitters": [target.proposer]}
+        call.judged = active = await self._revisions.active()
+        target = None if active is None else await self._revisions.before(active)
+        return {} if target is None else {"submitters": [(await self._revisions.get(target.digest)).proposer]}
 
     async def GetRevision(self, request: policy_pb2.GetRevisionRequest, _call: Call) -> policy_pb2.GetRevisionResponse:
         """See the contract."""

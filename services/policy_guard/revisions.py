@@ -164,10 +164,10 @@ class Revisions:
                 connection, current, Kind.ACTIVATION, digest, activator, previous=_number(current)
             )
 
-    async def before(self, activation: Activation) -> Activation:
-        """Return what a rollback of `activation` puts back. Raises `NoEarlierRevision`."""
+    async def before(self, activation: Activation) -> Activation | None:
+        """Return what a rollback of `activation` puts back, if anything was before."""
         if activation.previous is None:
-            raise NoEarlierRevision("no other revision was active before")
+            return None
         query = select(activations).where(activations.c.number == activation.previous)
         async with self._records.read() as connection:
             return _to_activation((await connection.execute(query)).one())

@@ -71,7 +71,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         manager = await suite.person(ada, "mia@example.org", "model-manager")
         version = await suite.import_model(manager, "directory:tiny")
         await suite.release(everyone, version)
-        nobody = await suite.person(ada, "tom@example.org", "unknown-role", accept=False)
+        nobody = await suite.person(ada, "tom@example.org", accept=False)
         false_pki(suite, folder)
         suite.sample_token = everyone.token
         yield World(

@@ -119,6 +119,23 @@ distinct_from("submitters") if {
 }
 
 denials contains {
+	"code": "ROLE_NOT_GRANTABLE",
+	"message": "The caller's roles do not allow giving this role.",
+	"public": true,
+} if {
+	input_ok
+	some role in input.resource.roles
+	not grantable(role)
+}
+
+default grantable(_) := false
+
+grantable(role) if {
+	some granter in data.bastide.roles[role].granted_by
+	granter in caller.roles
+}
+
+denials contains {
 	"code": "TENANT_MISMATCH",
 	"message": "The resource belongs to another tenant.",
 	"public": false,

@@ -35,7 +35,10 @@ actions := {
 	"model_server.inference.generate": {"roles": ["writer"], "mfa": false},
 }
 
-roles := {"writer": {"clearance": "INTERNAL"}, "reader": {"clearance": "PUBLIC"}}
+roles := {
+	"writer": {"clearance": "INTERNAL", "granted_by": ["reader"]},
+	"reader": {"clearance": "PUBLIC", "granted_by": ["writer"]},
+}
 
 tenants := {"default": {"active": true, "purposes": ["known"]}}
 
@@ -72,6 +75,13 @@ test_another_role_is_denied if {
 	document := changed({"principal": {"roles": ["reader"]}})
 	codes(document) == {"ROLE_MISSING"}
 	decide(document).effect == "DENY"
+}
+
+test_roles_are_given_by_those_whom_each_role_names if {
+	allowed(of("test.thing.write", {"roles": []}))
+	allowed(of("test.thing.write", {"roles": ["reader"]}))
+	codes(of("test.thing.write", {"roles": ["reader", "writer"]})) == {"ROLE_NOT_GRANTABLE"}
+	codes(of("test.thing.write", {"roles": ["unheard"]})) == {"ROLE_NOT_GRANTABLE"}
 }
 
 test_an_unknown_action_is_denied if {
