@@ -6,8 +6,16 @@ from pathlib import Path
 
 import grpc
 import pydantic
+from cryptography import x509
+from prometheus_client import Gauge
 
 from shared.config import Settings
+
+EXPIRATION = Gauge(
+    "bastide_certificate_expiration_timestamp_seconds",
+    "When the first certificate ends, in the chain in use (`own`) or among the authorities trusted (`authority`).",
+    ["certificate"],
+)
 
 
 class TlsSettings(Settings):
@@ -34,15 +42,27 @@ class Certificates:
         return self._now() != self._stamp
 
     def read(self) -> tuple[bytes, bytes, bytes]:
-        """Return key, certificate chain and CA bundle. Raises OSError."""
+        """Return key, certificate chain and CA bundle. Raises OSError, also where a file holds no certificates."""
         stamp = self._now()
-        pems = tuple(path.read_bytes() for path in (self._settings.key, self._settings.certificate, self._settings.ca))
+        key, chain, ca = (
+            path.read_bytes() for path in (self._settings.key, self._settings.certificate, self._settings.ca)
+        )
+        own, authority = _first_end(chain), _first_end(ca)
+        EXPIRATION.labels("own").set(own)
+        EXPIRATION.labels("authority").set(authority)
         self._stamp = stamp
-        return pems[0], pems[1], pems[2]
+        return key, chain, ca
 
     def _now(self) -> tuple[int, ...]:
         paths = (self._settings.key, self._settings.certificate, self._settings.ca)
         return tuple(value for path in paths for value in (path.stat().st_mtime_ns, path.stat().st_ino))
+
+
+def _first_end(pem: bytes) -> float:
+    try:
+        return min(item.not_valid_after_utc.timestamp() for item in x509.load_pem_x509_certificates(pem))
+    except ValueError as error:
+        raise OSError("a certificate file is not whole, or holds something else") from error
 
 
 def server_credentials(settings: TlsSettings) -> grpc.ServerCredentials:

@@ -35,6 +35,9 @@ JOBS = {f"bastide-{service}" for service in setup.SERVICES}
 # `up` is Prometheus' own; the rest is added to every series by the scrape or by histograms.
 BUILT_IN_METRICS = {"up"}
 BUILT_IN_LABELS = {"job", "instance", "le"}
+OURS = ("bastide_", "gen_ai_", "grpc_server_")
+# The audit service imports the writers' side of itself, which has an outbox; it has none.
+NOT_SHOWN = {"audit": {("bastide_outbox_records", "state"), ("bastide_outbox_oldest_age_seconds",)}}
 # Words of PromQL that may stand where a metric could.
 WORDS = {"and", "or", "unless", "offset", "bool"}
 GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
@@ -118,6 +121,7 @@ def test_an_expression_names_metrics_labels_and_values_that_exist(expression: st
         "grpc_method": {method for part in SERVED for rows in part.methods.ROWS.values() for method in rows},
         "job": JOBS,
         "state": {"waiting", "aside"},
+        "certificate": {"own", "authority"},
     }
     found = selectors(expression)
     assert found
@@ -205,12 +209,30 @@ def test_a_dashboard_takes_its_data_source_from_a_variable_and_places_each_panel
             assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
 
 
+@pytest.mark.parametrize("service", setup.SERVICES)
+def test_the_readme_of_a_service_lists_its_metrics(service: str) -> None:
+    package = service.replace("-", "_")
+    code = (
+        f"import services.{package}.server; from prometheus_client import REGISTRY, Counter, Gauge, Histogram\n"
+        "for metric in REGISTRY._collector_to_names:\n"
+        "    if isinstance(metric, Counter | Gauge | Histogram):\n"
+        "        print(metric._name + '_total' * isinstance(metric, Counter), *metric._labelnames)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    declared = {(name, *labels) for name, *labels in map(str.split, shown.splitlines()) if name.startswith(OURS)}
+    table = (ROOT / "services" / package / "README.md").read_text().split("## Metrics")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)(?:\{([\w,]+)\})?` \|", table, re.MULTILINE)
+    assert {(name, *filter(None, labels.split(","))) for name, labels in rows} == declared - NOT_SHOWN.get(
+        service, set()
+    )
+
+
 def test_every_metric_of_ours_is_on_a_dashboard() -> None:
     shown = {name for path in DASHBOARDS for text in queries(path) for name, _ in selectors(text)}
     for collector in REGISTRY._collector_to_names:
         if isinstance(collector, Counter | Gauge | Histogram):
             (family, *_) = collector.collect()
-            if not family.name.startswith(("bastide_", "gen_ai_", "grpc_server_")):
+            if not family.name.startswith(OURS):
                 continue  # a library's
             assert any(name.startswith(family.name) for name in shown), family.name
 
@@ -227,9 +249,16 @@ def test_the_scrape_jobs_are_the_services_at_their_sample_ports() -> None:
         assert f'probes = "0.0.0.0:{port}"' in (ROOT / f"deploy/config/{service}.toml").read_text()
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def promtool(*arguments: object) -> None:
+    program = os.environ.get("PROMTOOL_BIN") or shutil.which("promtool")
+    if program is None:
+        pytest.skip("promtool is neither in PROMTOOL_BIN nor on PATH (Debian's package `prometheus` has it)")
+    ended = subprocess.run([program, *map(str, arguments)], check=False, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 def test_promtool_accepts_the_rules() -> None:
-    subprocess.run(["promtool", "check", "rules", str(ALERTS)], check=True, capture_output=True)
+    promtool("check", "rules", ALERTS)
 
 
 def command_lines(*beginnings: str) -> list[tuple[str, str]]:
