@@ -10,6 +10,7 @@ from datetime import datetime
 from types import TracebackType
 
 import structlog
+from prometheus_client import Gauge
 
 from services.audit.entry import Appended, Draft, Entry, draft
 from services.audit.errors import LogBusy, RecordConflict
@@ -25,6 +26,9 @@ from shared.transparency.note import Signer
 from shared.transparency.proof import TlogProof
 
 MAX_GROUP = 256
+
+QUEUED_GROUPS = Gauge("bastide_log_queued_groups", "Appends that wait for the writer; above 4096 they are refused.")
+QUEUED_BYTES = Gauge("bastide_log_queued_bytes", "Bytes of the appends that wait; above 64 MiB they are refused.")
 
 _logger = structlog.get_logger(__name__)
 
@@ -70,6 +74,8 @@ class Log:
         self._arrived = asyncio.Event()
         self._closing = False
         self._writer: asyncio.Task[None] | None = None
+        QUEUED_GROUPS.set_function(lambda: len(self._queue))
+        QUEUED_BYTES.set_function(lambda: self._queued_bytes)
 
     async def __aenter__(self) -> Log:
         """Open the log; raises `WrongLog`, `LogCorrupt` or `RecordsUnavailable`."""

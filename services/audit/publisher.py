@@ -32,6 +32,9 @@ from shared.transparency.tiles import (
 )
 
 PUBLISHED_ENTRIES = Gauge("bastide_log_published_entries", "Size of the tree that the published directory shows.")
+PUBLISHED_AT = Gauge(
+    "bastide_log_published_timestamp_seconds", "When this process last brought the directory up to date or found it so."
+)
 
 
 class Publisher:
@@ -56,9 +59,13 @@ class Publisher:
         try:
             await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
             with _exclusive(self._directory) as free:
-                return await self._publish() if free else None
+                shown = await self._publish() if free else None
         except OSError as error:
             raise FailedPrecondition("the published directory cannot be written") from error
+        if shown is not None:
+            PUBLISHED_ENTRIES.set(shown.size)
+            PUBLISHED_AT.set_to_current_time()
+        return shown
 
     async def _publish(self) -> Checkpoint:
         published = await asyncio.to_thread(self._published)
@@ -66,7 +73,6 @@ class Publisher:
         if published is not None:
             await self._check_prefix(published, head.size)
             if head.size == published.size:
-                PUBLISHED_ENTRIES.set(head.size)
                 return published
         filled: list[str] = []
         for tile, width in tiles_between(published.size if published else 0, head.size):
@@ -77,7 +83,6 @@ class Publisher:
                     filled.append(bundle_path(tile.number, TILE_WIDTH))
         await asyncio.to_thread(_write, self._directory / "checkpoint", head.checkpoint.encode())
         await asyncio.to_thread(self._drop_partials, filled)
-        PUBLISHED_ENTRIES.set(head.size)
         return verify_checkpoint(head.checkpoint, self._log)
 
     async def _write_tile(self, tile: TileId, width: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 from sqlalchemy.exc import IntegrityError
 
 from services.audit.entry import END_KINDS, Draft
@@ -33,6 +33,7 @@ from shared.transparency.tiles import TileReader
 from shared.transparency.tree import Tree
 
 LOG_ENTRIES = Gauge("bastide_log_entries", "Size of the tree under the newest signed checkpoint.")
+APPENDED = Counter("bastide_log_appended_total", "Entries that this process put in the log.", ["kind"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,8 @@ class Sequencer:
                 await swap_head(connection, head, new)
         self._tree = tree
         LOG_ENTRIES.set(new.size)
+        for _, draft in placing.new:
+            APPENDED.labels(draft.entry.kind).inc()
         return Step(outcomes=outcomes, head=new, new=dict(placing.new), reader=reader)
 
     def _sign(self, size: int, root: bytes) -> Head:
