@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+from prometheus_client import Gauge
+
 from services.policy_guard.bundle import Bundle, read_archive, read_directory
 from services.policy_guard.engine import PolicyEngine
 from services.policy_guard.revisions import Activation, Revision, Revisions
@@ -13,6 +15,12 @@ from services.policy_guard.validation import Report, validate
 from shared.errors import FailedPrecondition
 
 ADMINISTRATOR_ROLE = "administrator"
+
+GENERATION = Gauge(
+    "bastide_policy_generation", "Number of the activation, rollback or recovery that this process follows."
+)
+INFO = Gauge("bastide_policy_info", "1 for the revision that this process decides by.", ["revision"])
+LOADED_AT = Gauge("bastide_policy_loaded_timestamp_seconds", "When this process loaded that revision.")
 
 
 class PolicyRefused(FailedPrecondition):
@@ -52,15 +60,19 @@ class Lifecycle:
 
     async def follow(self) -> None:
         """Bring the engine to the revision in force, as another replica or an offline recovery may have changed it."""
-        active = await self._revisions.active()
-        if active is None:
-            raise FailedPrecondition("no policy revision is in force")
-        if active.digest == self._engine.current:
-            return
+        # Looked up under the lock, or of two changes the former could be loaded last.
         async with self._changing:
-            bundle = await self.bundle(active.digest)
-            await self._engine.load(bundle)
-            self._loaded(bundle)
+            active = await self._revisions.active()
+            if active is None:
+                raise FailedPrecondition("no policy revision is in force")
+            if active.digest != self._engine.current:
+                bundle = await self.bundle(active.digest)
+                await self._engine.load(bundle)
+                self._loaded(bundle)
+                INFO.clear()
+                INFO.labels(active.digest).set(1)
+                LOADED_AT.set_to_current_time()
+            GENERATION.set(active.number)
 
     async def bundle(self, digest: str) -> Bundle:
         """Return a kept bundle, verified. Raises NotFound."""

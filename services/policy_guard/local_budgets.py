@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import time
 from collections.abc import Callable
 from typing import Self
 
 import structlog
 
+from services.policy_guard.budget_lag import Lag
 from services.policy_guard.budget_rows import (
     forget_rows,
     read_counters,
@@ -49,7 +51,7 @@ class LocalBudgets:
         self._checking: set[bytes] = set()
         # Fewer than the connections there are, so that questions never keep the writer from writing.
         self._lookups = asyncio.Semaphore(2)
-        self._behind_since: float | None = None
+        self._lag = Lag()
         self._forgotten_at = 0
         self._changed = asyncio.Event()
         self._closing = asyncio.Event()
@@ -107,8 +109,7 @@ class LocalBudgets:
 
     def _reserve(self, claim: Claim) -> Reservation:
         self._check_open()
-        now = asyncio.get_running_loop().time()
-        if self._behind_since is not None and now - self._behind_since > self._max_lag:
+        if self._lag.seconds() > self._max_lag:
             raise RecordsUnavailable("budgets cannot be stored")
         if len(self._ledger.reservations) >= MAX_RESERVATIONS:
             raise TooManyReservations("too many calls are in flight", retry_after=1.0)
@@ -124,8 +125,7 @@ class LocalBudgets:
             raise RecordsUnavailable("budgets are not open")
 
     def _note_change(self) -> None:
-        if self._behind_since is None:
-            self._behind_since = asyncio.get_running_loop().time()
+        self._lag.begin()
         self._changed.set()
 
     async def _write(self) -> None:
@@ -141,9 +141,10 @@ class LocalBudgets:
                 self._changed.set()
                 await self._pause(_RETRY_SECONDS)
         await self._write_group()
+        self._lag.reach(None)
 
     async def _write_group(self) -> None:
-        started = asyncio.get_running_loop().time()
+        started = time.monotonic()
         now = to_micros(self._clock())
         changes = self._ledger.take_changes()
         forget = now - self._forgotten_at >= _FORGET_EVERY
@@ -161,7 +162,7 @@ class LocalBudgets:
             self._forgotten_at = now
         for key in changes.requests:
             self._ledger.requests.pop(key, None)
-        self._behind_since = started if self._changed.is_set() else None
+        self._lag.reach(started if self._changed.is_set() else None)
 
     async def _pause(self, seconds: float) -> None:
         try:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
 import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.policy_guard.budget_lag import Lag
 from services.policy_guard.budget_rows import (
     forget_rows,
     read_counters,
@@ -52,6 +54,7 @@ class _Operation:
     request_key: bytes | None = None
     apply: Callable[[Ledger, int], Any]
     done: asyncio.Future[Any]
+    since: float = field(default_factory=time.monotonic)
 
 
 class SharedBudgets:
@@ -62,6 +65,7 @@ class SharedBudgets:
         self._records = records
         self._clock = clock
         self._forgotten_at = 0
+        self._lag = Lag()
         self._queue: deque[_Operation] = deque()
         self._arrived = asyncio.Event()
         self._closing = False
@@ -114,6 +118,7 @@ class SharedBudgets:
         self._queue.append(
             _Operation(call_id=call_id, counters=counters, request_key=request_key, apply=apply, done=done)
         )
+        self._lag.begin()
         self._arrived.set()
         return await done
 
@@ -127,6 +132,7 @@ class SharedBudgets:
                     continue
                 group = [self._queue.popleft() for _ in range(min(MAX_GROUP, len(self._queue)))]
                 await self._do(group)
+                self._lag.reach(self._queue[0].since if self._queue else None)
         finally:
             self._closing = True
             for operation in (*group, *self._queue):

@@ -123,6 +123,10 @@ def test_an_expression_names_metrics_labels_and_values_that_exist(expression: st
         "state": {"waiting", "aside"},
         "certificate": {"own", "authority"},
     }
+    code = "".join(
+        (ROOT / "services").joinpath(name, "server.py").read_text() for name in ("policy_guard", "model_server")
+    )
+    known["work"] = set(re.findall(r'repeating\(.+?name="([\w-]+)"', code, re.DOTALL))
     found = selectors(expression)
     assert found
     carried = set(BUILT_IN_LABELS)
