@@ -15,6 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 import structlog
+from prometheus_client import Counter, Gauge
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -29,6 +30,12 @@ LEASE = dt.timedelta(seconds=15)
 MAX_ATTEMPTS = 3
 _POLL_SECONDS = 0.2
 _RENEW_SECONDS = LEASE.total_seconds() / 3
+
+OPEN = Gauge("bastide_import_jobs", "Import jobs that have not ended, of all replicas, by state.", ["state"])
+ENDED = Counter("bastide_import_jobs_ended_total", "Import jobs that ended in this process, by how.", ["state"])
+_ENDED = {
+    state: ENDED.labels(state.lower()) for state in TERMINAL
+}  # shown from the start, or the first has no increase
 
 log = structlog.get_logger()
 
@@ -185,6 +192,7 @@ class ImportJobs:
             query = sa.select(import_jobs).where(import_jobs.c.state == QUEUED).order_by(import_jobs.c.position)
             async with self._records.read() as connection:
                 row = (await connection.execute(query.limit(1))).first()
+                await _count(connection)
             if row is not None:
                 await self._perform(_job(row))
                 continue
@@ -231,6 +239,8 @@ class ImportJobs:
             await self._move(job, CANCELLED)
         except Error as error:
             await self._move(job, FAILED, reason=error.reason, message=error.message)
+        else:
+            _ENDED[SUCCEEDED].inc()
         finally:
             self._running = None
             keeping.cancel()
@@ -253,6 +263,7 @@ class ImportJobs:
             await _fence(connection, job)
             values = {"lease_expires": self._micros() + LEASE // dt.timedelta(microseconds=1)}
             await connection.execute(import_jobs.update().where(import_jobs.c.id == job.id).values(values))
+            await _count(connection)
             query = sa.select(import_jobs.c.cancelling).where(import_jobs.c.id == job.id)
             return bool((await connection.execute(query)).scalar())
 
@@ -274,6 +285,8 @@ class ImportJobs:
             )
             if moved.rowcount == 1:
                 await _tell(connection, job.id, state, self._micros())
+        if moved.rowcount == 1 and state in TERMINAL:
+            _ENDED[state].inc()
         return moved.rowcount == 1
 
     def _micros(self) -> int:
@@ -302,6 +315,15 @@ def _ours(job: ImportJob) -> tuple[sa.ColumnElement[bool], ...]:
 
 def _lost() -> Aborted:
     return Aborted("the job is no longer this runner's")
+
+
+async def _count(connection: AsyncConnection) -> None:
+    query = sa.select(import_jobs.c.state, sa.func.count().label("jobs")).where(
+        import_jobs.c.state.in_((QUEUED, RUNNING))
+    )
+    found = {row.state: row.jobs for row in await connection.execute(query.group_by(import_jobs.c.state))}
+    for state in (QUEUED, RUNNING):
+        OPEN.labels(state.lower()).set(found.get(state, 0))
 
 
 async def _tell(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import structlog
+from prometheus_client import Gauge
 
 from services.model_server.backends import Backend
 from services.model_server.catalog import Catalog, Release, Version
@@ -20,6 +22,13 @@ log = structlog.get_logger()
 # A call never starts on a release that was looked up longer ago than this.
 MAX_STALE_SECONDS = 1.0
 LOAD_SECONDS = 300.0
+# The contract's bound on a release.
+MAX_ARMS = 2
+
+# An arm is a place in a release, so that versions come and go without new time series.
+ARM_HEALTHY = Gauge("bastide_release_arm_healthy", "1 while what is released there can answer.", ["model", "arm"])
+ARM_VERSION = Gauge("bastide_release_arm_version", "Number of the version that is released there.", ["model", "arm"])
+VERSIONS_LOADED = Gauge("bastide_versions_loaded", "Versions in memory, those that only finish their calls included.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,7 @@ class Serving:
         self._loading = asyncio.Lock()
         # What keeps a released model from being served at all, by resource name.
         self.failing: dict[str, str] = {}
+        VERSIONS_LOADED.set_function(lambda: len(self._loaded))
 
     @contextlib.asynccontextmanager
     async def lease(self, model: str, subject: str) -> AsyncIterator[Served]:
@@ -93,6 +103,8 @@ class Serving:
                 except errors.Error as error:
                     self.failing[f"models/{model.name}"] = error.message
                     log.warning("release_not_served", model=model.name, reason=error.reason)
+                    if model.name not in self._known:
+                        ARM_HEALTHY.labels(model.name, "0").set(0)
                 else:
                     self.failing.pop(f"models/{model.name}", None)
             after = page[-1].name
@@ -109,6 +121,8 @@ class Serving:
     async def close(self) -> None:
         """End every backend."""
         loaded, self._loaded, self._known = list(self._loaded.values()), {}, {}
+        ARM_HEALTHY.clear()
+        ARM_VERSION.clear()
         for item in loaded:
             await item.backend.close()
 
@@ -128,11 +142,26 @@ class Serving:
         arms = {version.manifest.name: await self._load(version) for version in versions}
         fresh = _Known(release=release, looked_up=looked_up, arms=arms)
         self._known[model] = fresh
+        self._show(fresh)
         for name, loaded in known.arms.items() if known is not None else ():
             if name not in arms:
                 loaded.retired = True
                 await self._unload_if_idle(loaded)
         return fresh
+
+    def _show(self, known: _Known) -> None:
+        model = known.release.model
+        for place in range(MAX_ARMS):
+            ARM_HEALTHY.remove(model, str(place))
+            ARM_VERSION.remove(model, str(place))
+        for place, arm in enumerate(known.release.arms):
+            loaded = known.arms[arm.version]
+            healthy = functools.partial(self._answers, model, loaded.backend)
+            ARM_HEALTHY.labels(model, str(place)).set_function(healthy)
+            ARM_VERSION.labels(model, str(place)).set(loaded.version.manifest.number)
+
+    def _answers(self, model: str, backend: Backend) -> bool:
+        return backend.healthy() and f"models/{model}" not in self.failing
 
     async def _load(self, version: Version) -> _Loaded:
         name = version.manifest.name

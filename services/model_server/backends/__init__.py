@@ -101,7 +101,7 @@ class Backend(Protocol):
         """Stop for good; generations under way end with `BackendUnavailable`."""
 
     def healthy(self) -> bool:
-        """Say whether a call made now has a chance."""
+        """Say whether a call made now has a chance. May be called on any thread."""
 
     async def count_tokens(self, messages: Sequence[Message]) -> int:
         """Return the prompt's length in tokens, start of the answer included. Raises `InvalidArgument`."""

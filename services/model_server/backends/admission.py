@@ -7,7 +7,12 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
 
+from prometheus_client import Gauge
+
 from shared import errors
+
+CALLS = Gauge("bastide_backend_calls", "Calls that generate (`running`) or wait for their turn (`waiting`).", ["state"])
+_RUNNING, _WAITING = CALLS.labels("running"), CALLS.labels("waiting")
 
 _RETRY_AFTER = 1.0
 
@@ -40,20 +45,21 @@ class Admission:
 
     async def _take(self, pages: int) -> None:
         if not self._line and self._fits(pages):
-            self._free_pages -= pages
-            self._free_places -= 1
+            self._admit_one(pages)
             return
         if len(self._line) >= self._max_waiting:
             raise errors.ResourceExhausted("the model is busy", retry_after=_RETRY_AFTER)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (pages, turn)
         self._line.append(entry)
+        _WAITING.inc()
         try:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
                 with contextlib.suppress(ValueError):  # `_admit` may have dropped it already
                     self._line.remove(entry)
+                    _WAITING.dec()
                 self._admit()
             else:  # admitted and cancelled in the same turn of the loop
                 self._give_back(pages)
@@ -65,7 +71,13 @@ class Admission:
     def _give_back(self, pages: int) -> None:
         self._free_pages += pages
         self._free_places += 1
+        _RUNNING.dec()
         self._admit()
+
+    def _admit_one(self, pages: int) -> None:
+        self._free_pages -= pages
+        self._free_places -= 1
+        _RUNNING.inc()
 
     def _admit(self) -> None:
         while self._line:
@@ -73,7 +85,7 @@ class Admission:
             if not turn.cancelled():
                 if not self._fits(pages):
                     return
-                self._free_pages -= pages
-                self._free_places -= 1
+                self._admit_one(pages)
                 turn.set_result(None)
             self._line.popleft()
+            _WAITING.dec()

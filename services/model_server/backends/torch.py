@@ -119,7 +119,8 @@ class TorchBackend:
 
     def healthy(self) -> bool:
         """Say whether the engine runs and makes progress."""
-        return self._engine is not None and not self._hung and self._engine.alive
+        engine = self._engine  # a scrape asks on another thread
+        return engine is not None and not self._hung and engine.alive
 
     async def count_tokens(self, messages: Sequence[Message]) -> int:
         """Return the prompt's length in tokens. Raises `InvalidArgument`."""

@@ -120,7 +120,7 @@ def test_an_expression_names_metrics_labels_and_values_that_exist(expression: st
         "reason": {kind.reason for kind in subclasses(errors.Error)},
         "grpc_method": {method for part in SERVED for rows in part.methods.ROWS.values() for method in rows},
         "job": JOBS,
-        "state": {"waiting", "aside"},
+        "state": {"waiting", "aside", "running", "queued"},
         "certificate": {"own", "authority"},
     }
     code = "".join(

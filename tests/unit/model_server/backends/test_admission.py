@@ -9,6 +9,7 @@ import pytest
 
 from services.model_server.backends.admission import Admission
 from shared import errors
+from tests.metrics import scraped
 
 
 async def settle() -> None:
@@ -101,3 +102,27 @@ async def test_a_waiter_cancelled_as_its_turn_comes_loses_nothing(cancel_first: 
     await third.release()
     async with admission.hold(1):
         pass
+
+
+def calls() -> tuple[float, float]:
+    return scraped("bastide_backend_calls", state="running"), scraped("bastide_backend_calls", state="waiting")
+
+
+async def test_calls_that_run_and_wait_are_shown_over_all_engines() -> None:
+    one, other = (Admission(pages=4, places=1, max_waiting=9) for _ in range(2))
+    running, waiting = calls()
+    holders = [Holder(one, 1), Holder(one, 1), Holder(one, 1), Holder(other, 1)]
+    await settle()
+    assert calls() == (running + 2, waiting + 2)
+    holders[1].task.cancel()
+    await settle()
+    assert calls() == (running + 2, waiting + 1)
+    await holders[0].release()
+    assert calls() == (running + 2, waiting)
+    late = Holder(one, 1)
+    await settle()
+    late.task.cancel()
+    await holders[2].release()  # in the turn of the loop in which it is cancelled
+    await holders[3].release()
+    await asyncio.gather(late.task, holders[1].task, return_exceptions=True)
+    assert calls() == (running, waiting)

@@ -25,6 +25,7 @@ from services.model_server.imports import (
 )
 from shared.errors import Aborted, FailedPrecondition, NotFound
 from shared.records.store import Records
+from tests.metrics import scraped
 from tests.unit.model_server.catalog.conftest import EVIDENCE, Clock, manifest
 
 Report = Callable[[str, int, int, str], Awaitable[None]]
@@ -227,3 +228,35 @@ async def test_a_job_that_takes_its_server_down_each_time_ends(jobs: ImportJobs,
     async with running(jobs):
         done = await ended(jobs, job)
     assert (done.state, done.failure_reason, worker.attempts) == (FAILED, "INTERRUPTED", MAX_ATTEMPTS)
+
+
+def shown(name: str, *states: str) -> tuple[float, ...]:
+    return tuple(scraped(name, state=state) for state in states)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_jobs_are_shown_by_state(jobs: ImportJobs, worker: Worker) -> None:
+    def ends() -> tuple[float, ...]:
+        return shown("bastide_import_jobs_ended_total", "succeeded", "failed", "cancelled")
+
+    def unended() -> tuple[float, ...]:
+        return shown("bastide_import_jobs", "queued", "running")
+
+    succeeded, failed, cancelled = ends()
+    worker.go.clear()
+    for number in range(3):
+        last = await queued(jobs, f"r{number}")
+    async with running(jobs):
+        await until(lambda: unended() == (2, 1))
+        await jobs.cancel(last.id)
+        worker.go.set()
+        await until(lambda: unended() == (0, 0))
+        assert ends() == (succeeded + 2, failed, cancelled + 1)
+        worker.fails = FailedPrecondition("no")
+        await queued(jobs, "r3")
+        await until(lambda: ends() == (succeeded + 2, failed + 1, cancelled + 1))
