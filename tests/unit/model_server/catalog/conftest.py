@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.model_server.catalog import Catalog, DeclaredModel, Evidence, Manifest
+from services.model_server.catalog import Arm, Catalog, DeclaredModel, Evidence, Manifest, Release
 from services.model_server.migrations import SCRIPTS
 from shared.records.store import Records
 from tests.stores import Stores, postgresql_stores, sqlite_stores, stores
@@ -15,11 +15,14 @@ __all__ = ["postgresql_stores", "sqlite_stores", "stores"]
 EVIDENCE = Evidence(statement=b"statement", log_leaf=b"leaf", log_proof="proof")
 
 
+NOW = dt.datetime(2026, 11, 23, 12, 0, tzinfo=dt.UTC)
+
+
 class Clock:
     """Stands still until told."""
 
     def __init__(self) -> None:
-        self.now = dt.datetime(2026, 11, 23, 12, 0, tzinfo=dt.UTC)
+        self.now = NOW
 
     def __call__(self) -> dt.datetime:
         return self.now
@@ -61,3 +64,20 @@ def manifest(number: int, model: str = "m") -> Manifest:
 async def published(catalog: Catalog, *numbers: int, model: str = "m") -> None:
     for number in numbers:
         await catalog.publish(manifest(number, model), EVIDENCE, submitter="mia", description="d")
+
+
+async def released(
+    catalog: Catalog, generation: int, *arms: tuple[int, int], request_id: str = "", previous: int | None = None
+) -> Release:
+    """Put versions, by number and weight, in force."""
+    release = Release(
+        model="m",
+        generation=generation,
+        arms=tuple(Arm(version=f"models/m/versions/{number}", weight=weight) for number, weight in arms),
+        previous=previous,
+        releaser="raj",
+        created_at=NOW,
+        evidence=EVIDENCE,
+    )
+    await catalog.put_in_force(release, request_id=request_id or str(generation))
+    return release

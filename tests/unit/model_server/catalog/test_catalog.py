@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.model_server.catalog import Arm, Catalog, Release, check_arms
 from shared.errors import Aborted, FailedPrecondition, NotFound
-from tests.unit.model_server.catalog.conftest import EVIDENCE, manifest, published
-
-NOW = dt.datetime(2026, 11, 23, 12, 0, tzinfo=dt.UTC)
-
-
-async def released(
-    catalog: Catalog, generation: int, *arms: tuple[int, int], request_id: str = "", previous: int | None = None
-) -> Release:
-    release = Release(
-        model="m",
-        generation=generation,
-        arms=tuple(Arm(version=f"models/m/versions/{number}", weight=weight) for number, weight in arms),
-        previous=previous,
-        releaser="raj",
-        created_at=NOW,
-        evidence=EVIDENCE,
-    )
-    await catalog.put_in_force(release, request_id=request_id or str(generation))
-    return release
+from tests.unit.model_server.catalog.conftest import EVIDENCE, manifest, published, released
 
 
 async def test_versions_are_listed_newest_first_and_read_back_as_published(catalog: Catalog) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from services.model_server.catalog import Arm, Catalog, Version
+from services.model_server.catalog import Catalog, Version
 from services.model_server.provenance import BrokenChain
 from services.model_server.serving import Serving
 from tests.fakes.scripted_backend import ScriptedBackend
 from tests.metrics import scraped, series
-from tests.unit.model_server.catalog.conftest import published
+from tests.unit.model_server.catalog.conftest import published, released
 
 
 class Vouching:
@@ -50,9 +50,7 @@ async def serving(
 
 
 async def release(catalog: Catalog, *weights: tuple[int, int]) -> None:
-    arms = [Arm(version=f"models/m/versions/{number}", weight=weight) for number, weight in weights]
-    generation = (await catalog.model("m")).generation
-    await catalog.create_release("m", arms, releaser="raj", request_id=str(generation), sign=lambda _: b"signed")
+    await released(catalog, (await catalog.model("m")).generation + 1, *weights)
 
 
 def shown(name: str) -> dict[str, float]:

@@ -80,7 +80,7 @@ async def test_the_revision_in_force_is_shown_alone_with_its_number_and_when_it_
     await lifecycle.follow()
     assert shown() == (of(OTHER), 3)
     assert scraped("bastide_policy_loaded_timestamp_seconds") == loaded
-    await lifecycle.rollback(activator="bo")
+    await lifecycle.rollback(await revisions.active(), activator="bo")
     assert shown() == (of(DEFAULT), 4)
 
 
