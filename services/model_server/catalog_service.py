@@ -169,8 +169,8 @@ class CatalogService:
 
     async def rollback_facts(self, request: catalog_pb2.RollbackReleaseRequest, call: Call) -> dict[str, Any]:
         """Facts for policy, as of a release, about what was in force before; and the step back that is judged."""
-        call.judged = _, target = await self._releasing.before(parse_model_name(request.parent))
-        return {} if target is None else await self._arms_facts(arm.version for arm in target.arms)
+        call.judged = current, target = await self._releasing.before(parse_model_name(request.parent))
+        return await self._arms_facts(arm.version for arm in (target or current).arms)
 
     async def RollbackRelease(
         self, _request: catalog_pb2.RollbackReleaseRequest, call: Call

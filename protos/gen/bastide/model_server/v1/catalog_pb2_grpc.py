@@ -269,8 +269,8 @@ class CatalogServiceServicer(object):
 
     def RollbackRelease(self, request, context):
         """Puts the release before the one in force back, as a new generation; a second rollback goes a second step back, never
-        forth. Auth: policy `model_server.release.rollback`, MFA. FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when
-        there is none.
+        forth. Auth: policy `model_server.release.rollback`, MFA, another person than the submitters of what is put back.
+        FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

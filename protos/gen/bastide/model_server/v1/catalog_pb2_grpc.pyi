@@ -81,8 +81,8 @@ class CatalogServiceStub:
     """Lists a model's releases, newest generation first. Auth: policy `model_server.release.list`."""
     RollbackRelease: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.RollbackReleaseRequest, _catalog_pb2.RollbackReleaseResponse]
     """Puts the release before the one in force back, as a new generation; a second rollback goes a second step back, never
-    forth. Auth: policy `model_server.release.rollback`, MFA. FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when
-    there is none.
+    forth. Auth: policy `model_server.release.rollback`, MFA, another person than the submitters of what is put back.
+    FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when there is none.
     """
     OpenModelVersion: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.OpenModelVersionRequest, _catalog_pb2.OpenModelVersionResponse]
     """Resolves a version to its artefacts for another service's job. Auth: peer (data-prep, trainer), with a grant whose
@@ -146,8 +146,8 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     """Lists a model's releases, newest generation first. Auth: policy `model_server.release.list`."""
     RollbackRelease: _aio.UnaryUnaryMultiCallable[_catalog_pb2.RollbackReleaseRequest, _catalog_pb2.RollbackReleaseResponse]  # type: ignore[assignment]
     """Puts the release before the one in force back, as a new generation; a second rollback goes a second step back, never
-    forth. Auth: policy `model_server.release.rollback`, MFA. FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when
-    there is none.
+    forth. Auth: policy `model_server.release.rollback`, MFA, another person than the submitters of what is put back.
+    FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when there is none.
     """
     OpenModelVersion: _aio.UnaryUnaryMultiCallable[_catalog_pb2.OpenModelVersionRequest, _catalog_pb2.OpenModelVersionResponse]  # type: ignore[assignment]
     """Resolves a version to its artefacts for another service's job. Auth: peer (data-prep, trainer), with a grant whose
@@ -316,8 +316,8 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.RollbackReleaseResponse, _abc.Awaitable[_catalog_pb2.RollbackReleaseResponse]]:
         """Puts the release before the one in force back, as a new generation; a second rollback goes a second step back, never
-        forth. Auth: policy `model_server.release.rollback`, MFA. FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when
-        there is none.
+        forth. Auth: policy `model_server.release.rollback`, MFA, another person than the submitters of what is put back.
+        FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when there is none.
         """
 
     @_abc_1.abstractmethod
