@@ -28,6 +28,7 @@ from shared.cli.main import app
 from tests.suite import ROOT
 
 ALERTS = ROOT / "deploy/alerts/bastide.yaml"
+ALERT_TESTS = ROOT / "deploy/alerts/bastide_test.yaml"
 DASHBOARDS = sorted((ROOT / "deploy/dashboards").glob("*.json"))
 RUNBOOKS = sorted((ROOT / "deploy/runbooks").glob("*.md"))
 SERVED = (audit, policy_guard, model_server)  # importing them declares the metrics
@@ -213,6 +214,18 @@ def test_a_dashboard_takes_its_data_source_from_a_variable_and_places_each_panel
             assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
 
 
+def test_every_legend_names_labels_that_its_query_keeps() -> None:
+    series = declared()
+    for path in DASHBOARDS:
+        targets = [target for panel in panels(path) for target in panel.get("targets", ())]
+        assert all(target["legendFormat"] for target in targets)
+        for target in targets:
+            used = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+            aggregated = re.search(r"\b(sum|max|min|count|histogram_quantile)\b", target["expr"])
+            kept = [series.get(name, set()) | BUILT_IN_LABELS for name, _ in selectors(target["expr"])]
+            assert used <= (grouped(target["expr"]) if aggregated else set().union(*kept)), target["legendFormat"]
+
+
 @pytest.mark.parametrize("service", setup.SERVICES)
 def test_the_readme_of_a_service_lists_its_metrics(service: str) -> None:
     package = service.replace("-", "_")
@@ -261,8 +274,15 @@ def promtool(*arguments: object) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
-def test_promtool_accepts_the_rules() -> None:
-    promtool("check", "rules", ALERTS)
+def test_promtool_accepts_the_rules_and_the_queries(tmp_path: Path) -> None:
+    queried = [{"record": "query", "expr": text} for path in DASHBOARDS for text in queries(path)]
+    (tmp_path / "queries.yaml").write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": queried}]}))
+    promtool("check", "rules", "--lint=none", ALERTS, tmp_path / "queries.yaml")
+
+
+def test_each_alert_fires_for_what_it_is_about_and_not_before() -> None:
+    assert [test["name"] for test in yaml.safe_load(ALERT_TESTS.read_text())["tests"]] == [a["alert"] for a in alerts()]
+    promtool("test", "rules", ALERT_TESTS)
 
 
 def command_lines(*beginnings: str) -> list[tuple[str, str]]:
