@@ -56,3 +56,20 @@ async def test_findings_are_counted_by_kind_and_never_with_what_was_found(stage:
     text = metrics(stage, "policy-guard")
     assert 'bastide_findings_total{action="TOKENISE",kind="PERSONAL_IBAN",place="prompt"}' in text
     assert "3704" not in text
+
+
+async def test_a_scrape_tells_what_is_released_by_which_policy_and_until_when_certificates_last(stage: Stage) -> None:
+    text = metrics(stage, "model-server")
+    for name in (
+        'bastide_release_arm_healthy{arm="0",model="tiny"} 1.0',
+        'bastide_release_arm_version{arm="0",model="tiny"} 1.0',
+        "bastide_policy_generation 1.0",
+        'bastide_certificate_expiration_timestamp_seconds{certificate="own"}',
+        'bastide_certificate_expiration_timestamp_seconds{certificate="authority"}',
+        'bastide_log_appended_total{kind="completed"}',
+        "bastide_outbox_oldest_age_seconds 0.0",
+    ):
+        assert name in text
+    stage.backend.up = False
+    assert 'bastide_release_arm_healthy{arm="0",model="tiny"} 0.0' in metrics(stage, "model-server")
+    await stage.reset()

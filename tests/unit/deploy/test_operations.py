@@ -244,6 +244,13 @@ def test_the_readme_of_a_service_lists_its_metrics(service: str) -> None:
     )
 
 
+def test_no_metric_has_a_label_for_people_or_calls() -> None:
+    forbidden = {"principal", "subject", "tenant", "call_id", "request_id", "workload", "prompt", "job", "instance"}
+    shown = {name: labels for name, labels in declared().items() if name.startswith(OURS)}
+    assert len(shown) > 20
+    assert not [name for name, labels in shown.items() if labels & forbidden]
+
+
 def test_every_metric_of_ours_is_on_a_dashboard() -> None:
     shown = {name for path in DASHBOARDS for text in queries(path) for name, _ in selectors(text)}
     for collector in REGISTRY._collector_to_names:
