@@ -59,6 +59,15 @@ def whole(events: Iterable[Any]) -> dict[str, Any]:
 
 
 GOOD: tuple[object, ...] = (*map(chunk, TEXT), chunk("", finish="stop"), usage(), "[DONE]")
+DRAWN: tuple[object, ...] = (chunk("Perhaps Lyon."), chunk("", finish="stop"), usage(), "[DONE]")
+
+
+def tgi_draws(sent: dict[str, Any]) -> bool:
+    """Say whether TGI draws tokens for the request `sent`: only a temperature of 0 without a top_p is greedy.
+
+    After `ChatRequest::try_into_generate` (router/src/lib.rs) and `NextTokenChooser` (server/.../utils/tokens.py).
+    """
+    return sent.get("temperature") != 0 or sent.get("top_p") is not None
 
 
 @dataclass
@@ -66,8 +75,10 @@ class RemoteModel:
     """What the server sends, and what it was sent.
 
     An event is a JSON value or raw text; `None` breaks the connection; an `asyncio.Event` holds the stream up.
+    With `tgi` it reads parameters as TGI does: `events` are the greedy answer, and where it draws it says `DRAWN`.
     """
 
+    tgi: bool = False
     events: tuple[object, ...] = GOOD
     status: int = 200
     location: str | None = None
@@ -109,12 +120,15 @@ class RemoteModel:
         if self.status != 200:
             headers = {"Location": self.location} if self.location else {}
             return web.json_response({"error": {"message": "secret"}}, status=self.status, headers=headers)
-        if not self.requests[-1].get("stream"):
+        sent = self.requests[-1]
+        if self.tgi and not 0 < sent.get("top_p", 0.5) < 1:
+            return web.json_response({"error": "`top_p` must be > 0.0 and < 1.0"}, status=422)
+        if not sent.get("stream"):
             return await self._whole(request)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         try:
             await response.prepare(request)
-            for event in self.events:
+            for event in DRAWN if self.tgi and tgi_draws(sent) else self.events:
                 if event is None:
                     assert request.transport is not None
                     request.transport.abort()

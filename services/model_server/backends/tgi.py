@@ -25,9 +25,9 @@ class TgiBackend(RemoteBackend):
             stream = await client.chat_completion(
                 [{"role": message.role, "content": message.content} for message in request.messages],
                 max_tokens=request.max_new_tokens,
-                # TGI takes no temperature of 0, and no top_p of 1: left out, they mean greedy and all
-                temperature=request.temperature or None,
-                top_p=request.top_p if request.top_p < 1 else None,
+                # TGI is greedy only where it is told 0 and no top_p at all; a top_p of 1 it refuses
+                temperature=request.temperature,
+                top_p=request.top_p if request.temperature and request.top_p < 1 else None,
                 seed=request.seed,
                 presence_penalty=request.presence_penalty or None,
                 frequency_penalty=request.frequency_penalty or None,

@@ -47,6 +47,7 @@ def build(kind: str, url: str, **settings: Any) -> RemoteBackend:
 
 @asynccontextmanager
 async def serving(kind: str, server: RemoteModel, **settings: Any) -> AsyncIterator[RemoteBackend]:
+    server.tgi = kind == "tgi"
     async with server.running():
         backend = build(kind, server.url, **settings)
         await backend.start()
@@ -93,6 +94,15 @@ async def test_the_parameters_reach_the_server_as_asked(kind: str) -> None:
         expected |= {"stream": True, "stream_options": {"include_usage": True}}
     assert sent.get("stream", False) is not KINDS[kind][2]
     assert {key: sent[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("top_p", [0.5, 1.0])
+async def test_a_temperature_of_0_is_greedy_whatever_the_top_p(kind: str, top_p: float) -> None:
+    server = RemoteModel()
+    async with serving(kind, server) as backend:
+        pieces = await collect(backend, ask(kind, temperature=0.0, top_p=top_p))
+    assert server.requests[0]["temperature"] == 0
+    assert "".join(piece.text for piece in pieces) == "".join(TEXT)
 
 
 @pytest.mark.parametrize(
