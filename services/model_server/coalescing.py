@@ -60,6 +60,7 @@ async def coalesced(
                     text="".join(item.text for item in taken),
                     tokens=sum(item.tokens for item in taken),
                     finish=taken[-1].finish,
+                    prompt_tokens=taken[-1].prompt_tokens,
                 )
             if task.done() and not waiting:
                 await task

@@ -215,6 +215,8 @@ class Inference:
         async with contextlib.aclosing(generated) as pieces:
             async for piece in pieces:
                 course.usage.completion_tokens += piece.tokens
+                if piece.prompt_tokens is not None:
+                    course.usage.prompt_tokens = piece.prompt_tokens
                 if piece.finish is not None:
                     course.finish = rendering.FINISH[piece.finish]
                 if rest := piece.text:

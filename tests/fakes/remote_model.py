@@ -29,9 +29,9 @@ def chunk(content: object = None, *, finish: object = None, model: object = MODE
     } | more
 
 
-def usage(tokens: object = 7) -> dict[str, Any]:
+def usage(tokens: object = 7, *, prompt: object = 9) -> dict[str, Any]:
     """Return the last event, which states the usage."""
-    return chunk(choices=[], usage={"prompt_tokens": 9, "completion_tokens": tokens, "total_tokens": 16})
+    return chunk(choices=[], usage={"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": 16})
 
 
 def whole(events: Iterable[Any]) -> dict[str, Any]:

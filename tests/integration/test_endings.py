@@ -13,6 +13,7 @@ from bastide.audit.v1 import audit_pb2, audit_pb2_grpc, record_pb2
 from bastide.model_server.v1 import inference_pb2, inference_pb2_grpc
 from bastide.types.v1 import content_pb2
 from shared.audit import AuditClient
+from services.policy_guard.session import BudgetSession
 from shared.inspection.scanner import Scanner
 from shared.rpc.call import Call
 from tests.fakes import remote_model
@@ -254,6 +255,26 @@ async def test_request_id_is_taken_once_from_a_principal(stage: Stage) -> None:
     assert (outcome.code, outcome.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REPEATED")
     assert outcome.text == ""
     await stage.recorded(outcome.call_id, "REFUSED")
+
+
+@BOTH
+async def test_a_remote_servers_count_of_the_prompt_is_settled_recorded_and_told(
+    stage: Stage, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled: list[int] = []
+    settle = BudgetSession.settle
+
+    async def seen(self: BudgetSession, tokens: int) -> None:
+        settled.append(tokens)
+        await settle(self, tokens)
+
+    monkeypatch.setattr(BudgetSession, "settle", seen)
+    outcome = await stage.ask(how, question(model="remote"))
+    assert outcome.end is not None, (outcome.reason, outcome.details)
+    assert (outcome.end.usage.prompt_tokens, outcome.end.usage.completion_tokens) == (9, 7)
+    recorded = json.loads(outcome.receipt.leaf)["record"]["data"]["inference"]["usage"]
+    assert recorded == {"prompt_tokens": 9, "completion_tokens": 7}
+    assert settled[0] == 16
 
 
 async def test_control_tokens_in_messages_stay_text_or_are_refused(stage: Stage) -> None:

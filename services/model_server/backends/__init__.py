@@ -79,12 +79,14 @@ class Piece:
     """The next part of an answer: whole characters, free of stop strings.
 
     `tokens` is the number of tokens generated since the piece before; over all pieces they add up to what was
-    generated. `finish` is set on the last piece alone.
+    generated. `finish` is set on the last piece alone, and there `prompt_tokens` where the engine counted the prompt
+    itself: from 1 to what `count_tokens` gave, whose bound it replaces.
     """
 
     text: str
     tokens: int
     finish: Finish | None = None
+    prompt_tokens: int | None = None
 
 
 class Backend(Protocol):

@@ -89,5 +89,6 @@ def _delta(chunk: Any, content: str) -> Delta:
         text=choice[content].get("content"),
         finish=choice.get("finish_reason"),
         completion_tokens=None if usage is None else usage["completion_tokens"],
+        prompt_tokens=None if usage is None else usage.get("prompt_tokens"),
         model=chunk["model"],
     )

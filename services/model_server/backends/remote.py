@@ -76,6 +76,7 @@ class Delta:
     text: object = None
     finish: object = None
     completion_tokens: object = None
+    prompt_tokens: object = None
     model: object = None
 
 
@@ -139,7 +140,7 @@ class RemoteBackend(abc.ABC):
     async def count_tokens(self, messages: Sequence[Message]) -> int:
         """Return an upper bound: a byte-level token holds at least one byte. Raises `InvalidArgument`."""
         _check_messages(messages)
-        return sum(len(message.content.encode()) + _MESSAGE_TOKENS for message in messages) + _MESSAGE_TOKENS
+        return _most_prompt_tokens(messages)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         """See `Backend.generate`."""
@@ -255,11 +256,13 @@ class _Answer:
     def __init__(self, request: GenerationRequest, model: str) -> None:
         self._model = model
         self._max_tokens = request.max_new_tokens
+        self._most_prompt_tokens = _most_prompt_tokens(request.messages)
         self._stops = StopScanner(request.stop)
         self._characters = 0
         self._bytes = 0
         self._finish: Finish | None = None
         self._tokens: int | None = None
+        self._prompt_tokens: int | None = None
 
     @property
     def stopped(self) -> bool:
@@ -281,6 +284,9 @@ class _Answer:
             if type(delta.completion_tokens) is not int or not 0 <= delta.completion_tokens <= self._max_tokens:
                 raise _nonsense()
             self._tokens = delta.completion_tokens
+        # Nothing was promised about the prompt, so a figure that cannot be is passed over: the bound stands.
+        if type(delta.prompt_tokens) is int and 1 <= delta.prompt_tokens <= self._most_prompt_tokens:
+            self._prompt_tokens = delta.prompt_tokens
         self._characters += len(text)
         self._bytes += len(text.encode("utf-8", "replace"))
         if self._characters > self._max_tokens * _MAX_TOKEN_CHARACTERS:
@@ -290,10 +296,13 @@ class _Answer:
     def last(self) -> Piece:
         """Return the last piece, with the usage of the whole answer; raises if the answer is incomplete."""
         if self._stops.stopped:  # cut here, so the server states no usage: as many tokens as bytes is a bound
-            return Piece(text="", tokens=min(self._bytes, self._max_tokens), finish=Finish.STOP)
+            tokens = min(self._bytes, self._max_tokens)
+            return Piece(text="", tokens=tokens, finish=Finish.STOP, prompt_tokens=self._prompt_tokens)
         if self._finish is None or self._tokens is None:
             raise _nonsense()
-        return Piece(text=self._stops.finish(), tokens=self._tokens, finish=self._finish)
+        return Piece(
+            text=self._stops.finish(), tokens=self._tokens, finish=self._finish, prompt_tokens=self._prompt_tokens
+        )
 
 
 def _nonsense() -> errors.BackendUnavailable:
@@ -305,6 +314,10 @@ def _check_messages(messages: Sequence[Message]) -> None:
         raise errors.InvalidArgument("the role is not one of system, user, assistant", field="messages.role")
     if not messages or sum(len(message.content) for message in messages) > MAX_PROMPT_CHARACTERS:
         raise errors.InvalidArgument("the conversation is empty or too long", field="messages")
+
+
+def _most_prompt_tokens(messages: Sequence[Message]) -> int:
+    return sum(len(message.content.encode()) + _MESSAGE_TOKENS for message in messages) + _MESSAGE_TOKENS
 
 
 def _is_loopback(host: str) -> bool:

@@ -75,5 +75,6 @@ async def _deltas(stream: AsyncIterable[ChatCompletionStreamOutput]) -> AsyncGen
             text=choice.delta.content if choice else None,
             finish=choice.finish_reason if choice else None,
             completion_tokens=chunk.usage.completion_tokens if chunk.usage else None,
+            prompt_tokens=chunk.usage.prompt_tokens if chunk.usage else None,
             model=chunk.model,
         )

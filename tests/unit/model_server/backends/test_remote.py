@@ -75,6 +75,24 @@ async def test_the_answer_comes_with_its_usage_at_the_end(kind: str) -> None:
     assert "".join(piece.text for piece in pieces) == "".join(TEXT)
     assert [piece.finish for piece in pieces] == [None] * (len(pieces) - 1) + [Finish.STOP]
     assert sum(piece.tokens for piece in pieces) == 7
+    assert [piece.prompt_tokens for piece in pieces] == [None] * (len(pieces) - 1) + [9]
+
+
+BOUND = 64 + len("What is the capital of France?")
+
+
+@pytest.mark.parametrize("stated", [1, BOUND])
+async def test_the_servers_own_count_of_the_prompt_is_told_up_to_the_bound(kind: str, stated: int) -> None:
+    async with serving(kind, RemoteModel(events=(*GOOD[:-2], usage(prompt=stated), "[DONE]"))) as backend:
+        assert await backend.count_tokens(ask(kind).messages) == BOUND
+        assert (await collect(backend, ask(kind)))[-1].prompt_tokens == stated
+
+
+@pytest.mark.parametrize("stated", [0, -1, BOUND + 1, 1 << 70, "9", 9.0, True, None, {}])
+async def test_a_count_of_the_prompt_that_cannot_be_is_passed_over(kind: str, stated: object) -> None:
+    async with serving(kind, RemoteModel(events=(*GOOD[:-2], usage(prompt=stated), "[DONE]"))) as backend:
+        last = (await collect(backend, ask(kind)))[-1]
+    assert (last.prompt_tokens, last.finish) == (None, Finish.STOP)
 
 
 async def test_the_parameters_reach_the_server_as_asked(kind: str) -> None:
