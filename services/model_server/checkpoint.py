@@ -24,6 +24,7 @@ from services.model_server.architectures import (
     expected_tensors,
     parse_config,
 )
+from services.model_server.sampling import SamplingDefaults, gguf_sampling_defaults, sampling_defaults
 from services.model_server.template import MAX_TEMPLATE_CHARACTERS, ChatTemplate, UnsupportedTemplate
 from services.model_server.vocabulary import MAX_TOKENIZER_BYTES, UnsupportedTokenizer
 from services.model_server.weights import (
@@ -44,6 +45,7 @@ class Checkpoint:
     """The parts of a published model. `license` is what the files state, if anything."""
 
     config: PretrainedConfig
+    sampling: SamplingDefaults
     tokenizer: bytes
     template: ChatTemplate
     license: str | None
@@ -73,6 +75,7 @@ def _read_directory(files: Mapping[str, Path]) -> Checkpoint:
     expected = expected_tensors(empty_model(config))
     return Checkpoint(
         config=config,
+        sampling=sampling_defaults(generation),
         tokenizer=_file(files, "tokenizer.json", MAX_TOKENIZER_BYTES),
         template=ChatTemplate(
             text=_template_text(files, tokenizer),
@@ -100,6 +103,7 @@ def _read_gguf_file(file: Path) -> Checkpoint:
     stated_license = metadata.get("general.license")
     return Checkpoint(
         config=config,
+        sampling=gguf_sampling_defaults(metadata),
         tokenizer=encoder.to_str().encode(),
         template=ChatTemplate(
             text=_text(tokenizer.get("chat_template")),

@@ -23,6 +23,7 @@ from services.model_server.architectures import (
     parse_config,
 )
 from services.model_server.checkpoint import read_checkpoint
+from services.model_server.sampling import SamplingDefaults, sampling_defaults
 from services.model_server.sources import fingerprint, regular_files, source_digest
 from services.model_server.template import ChatTemplate, PromptEncoder
 from services.model_server.vocabulary import MAX_TOKENIZER_BYTES, Vocabulary
@@ -33,6 +34,8 @@ MAX_MODEL_BYTES = 64 << 30
 CONFIG_PURPOSE = "model-config"
 TOKENIZER_PURPOSE = "model-tokenizer"
 WEIGHTS_PURPOSE = "model-weights"
+# Under this key the stored configuration holds the model's sampling defaults.
+_SAMPLING = "sampling"
 
 
 class ObjectWriter(Protocol):
@@ -108,6 +111,7 @@ class LoadedModel:
     network: PreTrainedModel
     vocabulary: Vocabulary
     prompts: PromptEncoder
+    sampling: SamplingDefaults
     stop_tokens: frozenset[int]
 
 
@@ -143,6 +147,7 @@ def import_model(
         raise UnsupportedModel("the tokenizer has tokens that the model does not know")
     PromptEncoder(checkpoint.template, vocabulary)
     config = _with_stop_tokens(checkpoint.config, vocabulary, checkpoint.template)
+    config[_SAMPLING] = checkpoint.sampling.document()
     refs = tuple(
         writer.write(f"{prefix}/weights-{index:05d}.safetensors", (shard,), purpose=WEIGHTS_PURPOSE)
         for index, shard in enumerate(shards(checkpoint.weights, shard_bytes=shard_bytes))
@@ -168,13 +173,15 @@ def load_model(model: ImportedModel, reader: ObjectReader) -> LoadedModel:
 
     Raises `DataLoss` where the parts do not make up the model, and what `reader` raises.
     """
-    config = build_config(parse_config(reader.read_bytes(model.config, purpose=CONFIG_PURPOSE, limit=MAX_CONFIG_BYTES)))
+    declared = parse_config(reader.read_bytes(model.config, purpose=CONFIG_PURPOSE, limit=MAX_CONFIG_BYTES))
+    config = build_config(declared)
     vocabulary = Vocabulary(reader.read_bytes(model.tokenizer, purpose=TOKENIZER_PURPOSE, limit=MAX_TOKENIZER_BYTES))
     parts = (reader.read_bytes(shard, purpose=WEIGHTS_PURPOSE, limit=MAX_MODEL_BYTES) for shard in model.weights)
     return LoadedModel(
         network=load(config, parts),
         vocabulary=vocabulary,
         prompts=PromptEncoder(model.template, vocabulary),
+        sampling=sampling_defaults(declared.get(_SAMPLING, {})),
         stop_tokens=frozenset(_token_ids(config.eos_token_id)),
     )
 

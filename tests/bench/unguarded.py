@@ -49,7 +49,7 @@ async def main(distribution: str) -> None:
 
     async def generate(prompt: str, tokens: int) -> Answer:
         request = GenerationRequest(
-            messages=[Message(role="user", content=prompt)], max_new_tokens=tokens, timeout=120.0
+            messages=[Message(role="user", content=prompt)], max_new_tokens=tokens, timeout=120.0, temperature=0.0
         )
         first, generated = None, 0
         async with contextlib.aclosing(backend.generate(request)) as pieces:

@@ -20,7 +20,7 @@ def question(text: str, *, purpose: str = "internal-assistant") -> inference_pb2
         model="tiny",
         purpose=purpose,
         messages=[content_pb2.Message(role=content_pb2.ROLE_USER, content=text)],
-        parameters=content_pb2.SamplingParameters(max_new_tokens=12),
+        parameters=content_pb2.SamplingParameters(max_new_tokens=12, temperature=0),
     )
 
 

@@ -10,13 +10,12 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from services.model_server.sampling import MAX_TEMPERATURE, MAX_TOP_K
 from services.model_server.stops import MAX_STOP_LENGTH, MAX_STOPS
 from services.model_server.template import Message
 from shared import errors
 
 MAX_TIMEOUT = 3600.0
-MIN_TEMPERATURE = 0.01
-_MAX_TEMPERATURE = 2.0
 
 
 class Binding(enum.Enum):
@@ -55,17 +54,18 @@ class Abilities:
 class GenerationRequest:
     """One conversation to continue.
 
-    `temperature` 0 is greedy decoding, else it is 0.01 to 2; `top_p` is above 0, at most 1; `top_k` 0 means no
-    such limit; the penalties are -2 to 2. `timeout` is in seconds from the call on, waiting included. `whole` says
-    that nobody sees anything before the end, so that a backend may fetch the answer in one piece.
+    `temperature` 0 is greedy decoding, at most 2; `top_p` is above 0, at most 1; `top_k` is at least 1; None leaves
+    each to the model's default, a remote server to its own. The penalties are -2 to 2. `timeout` is in seconds from
+    the call on, waiting included. `whole` says that nobody sees anything before the end, so that a backend may fetch
+    the answer in one piece.
     """
 
     messages: Sequence[Message]
     max_new_tokens: int
     timeout: float
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
     seed: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -122,10 +122,9 @@ def check_request(request: GenerationRequest, abilities: Abilities) -> None:
     in_range = {
         "max_new_tokens": 1 <= request.max_new_tokens <= abilities.max_context,
         "timeout": 0 < request.timeout <= MAX_TIMEOUT,
-        # a division of logits by less than this can overflow and take the whole batch along
-        "temperature": request.temperature == 0 or MIN_TEMPERATURE <= request.temperature <= _MAX_TEMPERATURE,
-        "top_p": 0 < request.top_p <= 1,
-        "top_k": 0 <= request.top_k < 1 << 31,
+        "temperature": request.temperature is None or 0 <= request.temperature <= MAX_TEMPERATURE,
+        "top_p": request.top_p is None or 0 < request.top_p <= 1,
+        "top_k": request.top_k is None or 1 <= request.top_k <= MAX_TOP_K,
         "seed": request.seed is None or 0 <= request.seed < 1 << 63,
         "presence_penalty": -2 <= request.presence_penalty <= 2,
         "frequency_penalty": -2 <= request.frequency_penalty <= 2,
@@ -136,7 +135,7 @@ def check_request(request: GenerationRequest, abilities: Abilities) -> None:
         if not ok:
             raise errors.InvalidArgument(f"{field} is out of range", field=field)
     honoured = {
-        "top_k": abilities.top_k or request.top_k == 0,
+        "top_k": abilities.top_k or request.top_k is None,
         "seed": abilities.seed or request.seed is None,
         "presence_penalty": abilities.penalties or request.presence_penalty == 0,
         "frequency_penalty": abilities.penalties or request.frequency_penalty == 0,

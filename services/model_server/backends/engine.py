@@ -28,6 +28,8 @@ from shared import errors
 logging.getLogger("ContinuousBatchingLogger").disabled = True
 RETRY_AFTER = 1.0
 _SINGLE_TOKEN_TOP_P = 1e-6
+# Logits divided by less can overflow and take the whole batch along; the likeliest token is certain long before.
+_LEAST_TEMPERATURE = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,7 @@ class Engine:
     def __init__(self, model: LoadedModel, settings: TorchSettings) -> None:
         """Allocate the cache and start the thread. Raises whatever torch or transformers do."""
         self._vocabulary_size: int = model.network.config.vocab_size
+        self._defaults = model.sampling
         self._running: dict[str, Running] = {}
         self._manager = _manager(model, settings)
         self._manager.start()
@@ -153,14 +156,15 @@ class Engine:
 
     def _parameters(self, request: GenerationRequest) -> dict[str, Any]:
         """Give the three values that continuous batching takes for each request, of exactly these types."""
-        if request.temperature == 0:
+        temperature = self._defaults.temperature if request.temperature is None else request.temperature
+        if temperature == 0:
             # top_k alone would draw among equals, which bfloat16 often has; the smallest top_p keeps one
             return {"temperature": 1.0, "top_k": 1, "top_p": _SINGLE_TOKEN_TOP_P}
         return {
-            "temperature": float(request.temperature),
+            "temperature": max(float(temperature), _LEAST_TEMPERATURE),
             # transformers indexes with it, unchecked
-            "top_k": min(request.top_k or self._vocabulary_size, self._vocabulary_size),
-            "top_p": float(request.top_p),
+            "top_k": min(request.top_k or self._defaults.top_k or self._vocabulary_size, self._vocabulary_size),
+            "top_p": float(request.top_p or self._defaults.top_p),
         }
 
 

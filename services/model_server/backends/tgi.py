@@ -27,7 +27,7 @@ class TgiBackend(RemoteBackend):
                 max_tokens=request.max_new_tokens,
                 # TGI is greedy only where it is told 0 and no top_p at all; a top_p of 1 it refuses
                 temperature=request.temperature,
-                top_p=request.top_p if request.temperature and request.top_p < 1 else None,
+                top_p=None if request.temperature == 0 or request.top_p == 1 else request.top_p,
                 seed=request.seed,
                 presence_penalty=request.presence_penalty or None,
                 frequency_penalty=request.frequency_penalty or None,

@@ -59,7 +59,7 @@ async def serving(kind: str, server: RemoteModel, **settings: Any) -> AsyncItera
 
 def ask(kind: str, **parameters: Any) -> GenerationRequest:
     messages = [Message(role="user", content="What is the capital of France?")]
-    usual = {"messages": messages, "max_new_tokens": 20, "timeout": 30.0, "whole": KINDS[kind][2]}
+    usual = {"messages": messages, "max_new_tokens": 20, "timeout": 30.0, "temperature": 0.0, "whole": KINDS[kind][2]}
     return GenerationRequest(**(usual | parameters))
 
 
@@ -114,8 +114,15 @@ async def test_the_parameters_reach_the_server_as_asked(kind: str) -> None:
     assert {key: sent[key] for key in expected} == expected
 
 
-@pytest.mark.parametrize("top_p", [0.5, 1.0])
-async def test_a_temperature_of_0_is_greedy_whatever_the_top_p(kind: str, top_p: float) -> None:
+async def test_what_a_call_leaves_unset_is_the_servers_default(kind: str) -> None:
+    server = RemoteModel()
+    async with serving(kind, server) as backend:
+        await collect(backend, ask(kind, temperature=None))
+    assert not {"temperature", "top_p", "top_k", "seed", "presence_penalty"} & server.requests[0].keys()
+
+
+@pytest.mark.parametrize("top_p", [None, 0.5, 1.0])
+async def test_a_temperature_of_0_is_greedy_whatever_the_top_p(kind: str, top_p: float | None) -> None:
     server = RemoteModel()
     async with serving(kind, server) as backend:
         pieces = await collect(backend, ask(kind, temperature=0.0, top_p=top_p))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from services.model_server.backends import Binding, Finish, GenerationRequest, P
 from services.model_server.backends.engine import TorchSettings, working_bytes
 from services.model_server.backends.torch import InsufficientMemory, TorchBackend
 from services.model_server.importer import LoadedModel, import_model, load_model
+from services.model_server.sampling import sampling_defaults
 from services.model_server.template import Message
 from services.model_server.vocabulary import Detokenizer
 from shared import errors
@@ -25,8 +27,10 @@ PROMPTS = ["the quick brown fox", "audit record", "Paris", "policy guard <|im_en
 
 
 def ask(content: str, **parameters: Any) -> GenerationRequest:
-    defaults = {"messages": [Message(role="user", content=content)], "max_new_tokens": 24, "timeout": 60.0}
-    return GenerationRequest(**(defaults | parameters))
+    messages = [Message(role="user", content=content)]
+    return GenerationRequest(
+        **({"messages": messages, "max_new_tokens": 24, "timeout": 60.0, "temperature": 0.0} | parameters)
+    )
 
 
 async def collect(backend: TorchBackend, request: GenerationRequest) -> list[Piece]:
@@ -61,6 +65,54 @@ async def test_greedy_answers_are_those_of_plain_generate(loaded: LoadedModel, o
             assert sum(piece.tokens for piece in pieces) == tokens
             assert [piece.finish for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
             assert pieces[-1].finish is (Finish.LENGTH if tokens == 24 else Finish.STOP)
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-6, 1e-3])
+async def test_the_least_temperatures_draw_the_likeliest_token(
+    loaded: LoadedModel, open_backend: OpenBackend, temperature: float
+) -> None:
+    async with open_backend() as backend:
+        answers = await asyncio.gather(*(collect(backend, ask(item, temperature=temperature)) for item in PROMPTS))
+        assert backend.healthy()
+    assert [text(answer) for answer in answers] == [reference(loaded, prompt)[0] for prompt in PROMPTS]
+
+
+@asynccontextmanager
+async def drawing(loaded: LoadedModel, **stated: Any) -> AsyncIterator[TorchBackend]:
+    """Serve the model as if its maker had stated these in `generation_config.json`."""
+    model = dataclasses.replace(loaded, sampling=sampling_defaults(stated))
+    settings = TorchSettings(memory_bytes=1 << 30, threads=1)
+    backend = TorchBackend(load=lambda: model, weight_bytes=1, settings=settings)
+    await backend.start()
+    try:
+        yield backend
+    finally:
+        await backend.close()
+
+
+async def several(backend: TorchBackend, **parameters: Any) -> set[str]:
+    asked = (collect(backend, ask("Paris", **parameters)) for _ in range(8))
+    return {text(answer) for answer in await asyncio.gather(*asked)}
+
+
+async def test_what_a_call_leaves_unset_is_drawn_as_the_models_maker_states(loaded: LoadedModel) -> None:
+    greedy = {reference(loaded, "Paris")[0]}
+    async with drawing(loaded, do_sample=True, temperature=1.5) as backend:
+        assert len(await several(backend, temperature=None)) > 1
+        assert await several(backend, temperature=None, top_k=1) == greedy
+        assert await several(backend, temperature=None, top_p=1e-6) == greedy
+        assert await several(backend, temperature=0.0) == greedy
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}):
+        async with drawing(loaded, do_sample=True, temperature=1.5, **narrow) as backend:
+            assert await several(backend, temperature=None) == greedy
+            assert await several(backend, temperature=2.0) == greedy
+            assert len(await several(backend, temperature=2.0, top_k=100, top_p=1.0)) > 1
+
+
+async def test_a_model_whose_maker_does_not_say_that_it_draws_is_greedy(loaded: LoadedModel) -> None:
+    async with drawing(loaded, temperature=1.5) as backend:
+        assert await several(backend, temperature=None) == {reference(loaded, "Paris")[0]}
+        assert len(await several(backend, temperature=1.5)) > 1
 
 
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
@@ -99,7 +151,7 @@ async def test_greedy_and_sampled_calls_share_a_batch(loaded: LoadedModel, open_
         greedy, *_ = await asyncio.gather(
             collect(backend, ask("Paris")),
             collect(backend, ask("Paris", temperature=2.0)),
-            collect(backend, ask("Paris", temperature=0.01, top_p=1e-12)),
+            collect(backend, ask("Paris", temperature=1e-45, top_p=1e-12)),
             collect(backend, ask("Paris", temperature=1, top_k=1_000_000_000)),
             collect(backend, ask("Paris", temperature=1.5, top_k=3, top_p=1)),
         )
@@ -111,9 +163,7 @@ async def test_the_models_end_token_ends_the_answer(loaded: LoadedModel, open_ba
     prompt = loaded.prompts.encode([Message(role="user", content="Paris")])
     with torch.no_grad():
         first = int(loaded.network(input_ids=torch.tensor([prompt])).logits[0, -1].argmax())
-    model = LoadedModel(
-        network=loaded.network, vocabulary=loaded.vocabulary, prompts=loaded.prompts, stop_tokens=frozenset({first})
-    )
+    model = dataclasses.replace(loaded, stop_tokens=frozenset({first}))
     settings = TorchSettings(memory_bytes=1 << 30, threads=1)
     backend = TorchBackend(load=lambda: model, weight_bytes=1, settings=settings)
     await backend.start()
@@ -220,11 +270,12 @@ async def test_calls_share_the_cache_and_never_overflow_it(loaded: LoadedModel, 
         ({"n": 0}, "n"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"temperature": 1e-30}, "temperature"),
+        ({"temperature": -0.1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": 2.1}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_k": -1}, "top_k"),
+        ({"top_k": 0}, "top_k"),
         ({"stop": ("",)}, "stop"),
         ({"stop": ("x",) * 17}, "stop"),
         ({"max_new_tokens": 0}, "max_new_tokens"),

@@ -18,6 +18,7 @@ from transformers import LlamaForCausalLM
 
 from services.model_server.architectures import UnsupportedModel, build_config
 from services.model_server.importer import ImportedModel, import_model, load_model
+from services.model_server.sampling import SamplingDefaults, gguf_sampling_defaults, sampling_defaults
 from services.model_server.sources import packaged_model
 from services.model_server.template import Message, UnsupportedTemplate
 from services.model_server.vocabulary import Detokenizer, UnsupportedTokenizer
@@ -100,6 +101,55 @@ def test_every_stop_token_of_the_generation_config_ends_an_answer(model: Path) -
     (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))
     objects = MemoryObjects()
     assert load_model(run(model, objects), objects).stop_tokens == {0, 2}
+
+
+def test_the_sampling_that_the_generation_config_states_comes_with_the_model(model: Path) -> None:
+    stated = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
+    (model / "generation_config.json").write_text(json.dumps(stated))
+    objects = MemoryObjects()
+    imported = run(model, objects)
+    assert load_model(imported, objects).sampling == SamplingDefaults(temperature=0.7, top_p=0.8, top_k=20)
+    (model / "generation_config.json").unlink()
+    greedy = run(model, objects)
+    assert load_model(greedy, objects).sampling == SamplingDefaults(temperature=0.0, top_p=1.0, top_k=0)
+    assert greedy.digest != imported.digest
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        *({"do_sample": "yes"}, {"temperature": -0.1}, {"temperature": 2.1}, {"temperature": float("nan")}),
+        *({"temperature": "1"}, {"temperature": True}, {"top_p": 0}, {"top_p": 1.1}, {"top_p": []}),
+        *({"top_k": -2}, {"top_k": 1 << 31}, {"top_k": 5.0}, {"top_k": True}),
+    ],
+)
+def test_sampling_that_makes_no_sense_is_refused(model: Path, stated: dict[str, object]) -> None:
+    (model / "generation_config.json").write_text(json.dumps({"do_sample": True} | stated))
+    with pytest.raises(UnsupportedModel, match=next(iter(stated))):
+        run(model)
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({"do_sample": True}, SamplingDefaults(temperature=1.0, top_p=1.0, top_k=0)),
+        ({"do_sample": True, "top_k": -1, "top_p": None}, SamplingDefaults(temperature=1.0, top_p=1.0, top_k=0)),
+        ({"do_sample": True, "temperature": 0}, SamplingDefaults(temperature=0.0, top_p=1.0, top_k=0)),
+        ({"do_sample": False, "temperature": 0.7, "top_k": 5}, SamplingDefaults(temperature=0.0, top_p=1.0, top_k=5)),
+        ({}, SamplingDefaults(temperature=0.0, top_p=1.0, top_k=0)),
+    ],
+)
+def test_sampling_that_is_not_stated_is_neutral(stated: dict[str, object], expected: SamplingDefaults) -> None:
+    assert sampling_defaults(stated) == expected
+    assert sampling_defaults(expected.document()) == expected
+
+
+def test_the_sampling_that_a_gguf_file_states_is_taken() -> None:
+    keys = {"general.sampling.temp": 0.5, "general.sampling.top_k": 40, "general.architecture": "llama"}
+    assert gguf_sampling_defaults(keys) == SamplingDefaults(temperature=0.5, top_p=1.0, top_k=40)
+    assert gguf_sampling_defaults({}).temperature == 0
+    with pytest.raises(UnsupportedModel, match="temperature"):
+        gguf_sampling_defaults({"general.sampling.temp": "hot"})
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pt", "x.pkl", "y.ckpt", "training_args.BIN"])

@@ -275,7 +275,7 @@ class Usage(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
-    """Tokens of the prompt as the model saw it (after redaction and template)."""
+    """Tokens of the prompt as the model saw it (after redaction and template); a bound if a remote server does not say."""
     completion_tokens: _builtins.int
     """Tokens generated, whether or not released."""
     def __init__(
