@@ -33,9 +33,9 @@ _RENEW_SECONDS = LEASE.total_seconds() / 3
 
 OPEN = Gauge("bastide_import_jobs", "Import jobs that have not ended, of all replicas, by state.", ["state"])
 ENDED = Counter("bastide_import_jobs_ended_total", "Import jobs that ended in this process, by how.", ["state"])
-_ENDED = {
-    state: ENDED.labels(state.lower()) for state in TERMINAL
-}  # shown from the start, or the first has no increase
+# Shown from the start, or the first of a kind would be no increase.
+_OPEN = {state: OPEN.labels(state.lower()) for state in (QUEUED, RUNNING)}
+_ENDED = {state: ENDED.labels(state.lower()) for state in TERMINAL}
 
 log = structlog.get_logger()
 
@@ -322,8 +322,8 @@ async def _count(connection: AsyncConnection) -> None:
         import_jobs.c.state.in_((QUEUED, RUNNING))
     )
     found = {row.state: row.jobs for row in await connection.execute(query.group_by(import_jobs.c.state))}
-    for state in (QUEUED, RUNNING):
-        OPEN.labels(state.lower()).set(found.get(state, 0))
+    for state, jobs in _OPEN.items():
+        jobs.set(found.get(state, 0))
 
 
 async def _tell(

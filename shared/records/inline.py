@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -20,8 +21,23 @@ _INLINE_ROWS = 64
 _DISK = concurrent.futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="records")
 
 
-def _on_disk(work: Callable[..., object], *arguments: object) -> asyncio.Future[object]:
-    return asyncio.get_running_loop().run_in_executor(_DISK, work, *arguments)
+async def _on_disk(work: Callable[..., object], *arguments: object) -> None:
+    """Run `work` on a thread. A cancel waits until that thread has let go of the connection, which takes one at a time.
+
+    Rolling back or closing beside a commit that still runs would crash the process.
+    """
+    working = _DISK.submit(work, *arguments)
+    done = asyncio.wrap_future(working)
+    try:
+        await asyncio.shield(done)
+    except asyncio.CancelledError:
+        working.cancel()
+        while not done.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([done])
+        if not done.cancelled():
+            done.exception()  # whoever cancelled does not ask for it
+        raise
 
 
 class InlineCursor:

@@ -12,8 +12,8 @@ import pytest
 from bastide.audit.v1 import audit_pb2, audit_pb2_grpc, record_pb2
 from bastide.model_server.v1 import inference_pb2, inference_pb2_grpc
 from bastide.types.v1 import content_pb2
-from shared.audit import AuditClient
 from services.policy_guard.session import BudgetSession
+from shared.audit import AuditClient
 from shared.inspection.scanner import Scanner
 from shared.rpc.call import Call
 from tests.fakes import remote_model
