@@ -23,6 +23,7 @@ from bastide.model_server.v1 import catalog_pb2, catalog_pb2_grpc
 from bastide.policy_guard.v1 import identity_pb2, identity_pb2_grpc
 from bastide.types.v1 import principal_pb2
 from services.audit.config import AuditSettings
+from services.audit.entry import Record
 from services.audit.search import Filter
 from services.audit.server import compose as compose_audit
 from services.model_server.config import ModelServerSettings
@@ -85,7 +86,6 @@ class Suite:
         create(home, clients=("cli", "example-backend", "stranger"))
         self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
         self._steps: dict[str, float] = {}
-        self.sample_token = ""
 
     def environ(self, name: str) -> dict[str, str]:
         prefix = f"BASTIDE_{name.replace('-', '_').upper()}"
@@ -220,12 +220,15 @@ class Suite:
         """Return the size of the log; every record so far is below it."""
         return int((await self._log.reader.head()).size)
 
-    async def kinds_since(self, index: int, method: str) -> set[str]:
-        """Return the kinds of records about `method` from `index` on, leaving out what the refusals' counter wrote."""
-        page = await self._log.reader.search(Filter(method=method), page_size=500)
-        return {
-            record.fields["kind"] for record in page.records if record.index >= index and b'"count"' not in record.leaf
-        }
+    async def records_since(self, index: int, *, method: str = "", writer: str = "") -> list[Record]:
+        """Return the records from `index` on, oldest first, that match."""
+        wanted, found, token = Filter(method=method, writer=writer), list[Record](), ""
+        while True:
+            page = await self._log.reader.search(wanted, page_size=50, page_token=token)
+            found += [record for record in page.records if record.index >= index]
+            token = page.next_page_token
+            if not token or page.records[-1].index < index:
+                return found[::-1]
 
     @property
     def _log(self) -> Any:

@@ -13,7 +13,8 @@ from bastide.audit.v1 import audit_pb2, record_pb2
 from bastide.model_server.v1 import catalog_pb2, inference_pb2
 from bastide.policy_guard.v1 import guard_pb2, identity_pb2, policy_pb2
 from bastide.types.v1 import content_pb2, decision_pb2, evidence_pb2, principal_pb2
-from tests.suite import PASSWORD, Suite
+from tests.contract.world import World
+from tests.suite import PASSWORD
 
 VERSION = "models/tiny/versions/1"
 _CALL = inference_pb2.InferenceCall(
@@ -30,7 +31,7 @@ _ARTIFACT = evidence_pb2.ArtifactRef(
 )
 
 
-def _record(_suite: Suite) -> audit_pb2.AppendRecordsRequest:
+def _record(_world: World) -> audit_pb2.AppendRecordsRequest:
     record = record_pb2.Record(
         record_id=os.urandom(8).hex(), kind=record_pb2.RECORD_KIND_SYSTEM, call_id="contract", method="-"
     )
@@ -38,23 +39,43 @@ def _record(_suite: Suite) -> audit_pb2.AppendRecordsRequest:
     return audit_pb2.AppendRecordsRequest(records=[record])
 
 
-def _grant_request(_suite: Suite) -> guard_pb2.IssueGrantRequest:
+def _grant_request(_world: World) -> guard_pb2.IssueGrantRequest:
     request = guard_pb2.IssueGrantRequest(token="x", workload=_WORKLOAD, job="jobs/1", purpose="evaluation")
     request.lifetime.FromSeconds(60)
     return request
 
 
-def _constant(message: Message) -> Callable[[Suite], Message]:
-    return lambda _suite: message
+def _session(world: World) -> guard_pb2.GuardInferenceRequest:
+    return guard_pb2.GuardInferenceRequest(
+        open=guard_pb2.OpenSession(
+            token=world.everyone.token,
+            workload=world.suite.workload("cli"),
+            method="/bastide.model_server.v1.InferenceService/Generate",
+            call_id=os.urandom(8).hex(),
+            model=guard_pb2.ModelFacts(name="tiny", version=VERSION, loaded=True),
+            purpose=_CALL.purpose,
+            messages=_CALL.messages,
+            parameters=_CALL.parameters,
+        )
+    )
+
+
+def _unknown() -> str:
+    """Return a subject of its own for each call: guesses at one name are slowed down."""
+    return f"u{os.urandom(4).hex()}@example.org"
+
+
+def _constant(message: Message) -> Callable[[World], Message]:
+    return lambda _world: message
 
 
 _A, _G, _M = "bastide.audit.v1.", "bastide.policy_guard.v1.", "bastide.model_server.v1."
-REQUESTS: dict[str, Callable[[Suite], Message]] = {
+REQUESTS: dict[str, Callable[[World], Message]] = {
     _A + "AuditService.AppendRecords": _record,
     _A + "AuditService.GetRecord": _constant(audit_pb2.GetRecordRequest(index=0)),
     _A + "AuditService.ListRecords": _constant(audit_pb2.ListRecordsRequest()),
     _A + "AuditService.TailRecords": _constant(audit_pb2.TailRecordsRequest(from_index=0)),
-    _A + "AuditService.GetReceipt": _constant(audit_pb2.GetReceiptRequest(call_id="absent")),
+    _A + "AuditService.GetReceipt": lambda world: audit_pb2.GetReceiptRequest(call_id=world.recorded_call),
     _A + "LogService.GetCheckpoint": _constant(audit_pb2.GetCheckpointRequest()),
     _A + "LogService.GetInclusionProof": _constant(audit_pb2.GetInclusionProofRequest(index=0)),
     _A + "LogService.GetConsistencyProof": _constant(audit_pb2.GetConsistencyProofRequest(first=1)),
@@ -69,11 +90,9 @@ REQUESTS: dict[str, Callable[[Suite], Message]] = {
     ),
     _A + "ReportService.GetReport": _constant(audit_pb2.GetReportRequest(name="reports/1")),
     _A + "ReportService.ListReports": _constant(audit_pb2.ListReportsRequest()),
-    _G + "GuardService.GuardInference": _constant(
-        guard_pb2.GuardInferenceRequest(output=guard_pb2.Output(text="out of order"))
-    ),
-    _G + "GuardService.CheckAccess": lambda suite: guard_pb2.CheckAccessRequest(
-        token=suite.sample_token, workload=suite.workload("cli"), method="/x/y", action="audit.record.list"
+    _G + "GuardService.GuardInference": _session,
+    _G + "GuardService.CheckAccess": lambda world: guard_pb2.CheckAccessRequest(
+        token=world.everyone.token, workload=world.suite.workload("cli"), method="/x/y", action="audit.record.list"
     ),
     _G + "GuardService.InspectContent": _constant(guard_pb2.InspectContentRequest(text="hello")),
     _G + "GuardService.IssueGrant": _grant_request,
@@ -82,23 +101,25 @@ REQUESTS: dict[str, Callable[[Suite], Message]] = {
     _G + "PolicyService.GetRevision": _constant(policy_pb2.GetRevisionRequest(name="revisions/active")),
     _G + "PolicyService.ListRevisions": _constant(policy_pb2.ListRevisionsRequest()),
     _G + "PolicyService.ValidatePolicy": _constant(policy_pb2.ValidatePolicyRequest(bundle=b"not a bundle")),
-    _G + "PolicyService.ProposePolicy": _constant(policy_pb2.ProposePolicyRequest(bundle=b"not a bundle")),
+    _G + "PolicyService.ProposePolicy": lambda world: policy_pb2.ProposePolicyRequest(bundle=world.bundle),
     _G + "PolicyService.ActivatePolicy": _constant(policy_pb2.ActivatePolicyRequest(name="revisions/active")),
     _G + "PolicyService.RollbackPolicy": _constant(policy_pb2.RollbackPolicyRequest()),
     _G + "PolicyService.EvaluatePolicy": _constant(policy_pb2.EvaluatePolicyRequest(question="access", input=b"{}")),
     _G + "IdentityService.GetSigningKeys": _constant(identity_pb2.GetSigningKeysRequest()),
-    _G + "IdentityService.StartEnrollment": _constant(
-        identity_pb2.StartEnrollmentRequest(subject="x", code="y", password=PASSWORD)
+    _G + "IdentityService.StartEnrollment": lambda world: identity_pb2.StartEnrollmentRequest(
+        subject=world.newcomer, code=world.enrollment_code, password=PASSWORD
     ),
-    _G + "IdentityService.ConfirmEnrollment": _constant(
-        identity_pb2.ConfirmEnrollmentRequest(subject="x", code="y", totp="000000")
+    _G + "IdentityService.ConfirmEnrollment": lambda _world: identity_pb2.ConfirmEnrollmentRequest(
+        subject=_unknown(), code="y", totp="000000"
     ),
-    _G + "IdentityService.SignIn": _constant(identity_pb2.SignInRequest(subject="x", password="y")),
+    _G + "IdentityService.SignIn": lambda world: identity_pb2.SignInRequest(
+        subject=world.everyone.subject, password=PASSWORD
+    ),
     _G + "IdentityService.IssueWorkloadToken": _constant(identity_pb2.IssueWorkloadTokenRequest()),
     _G + "IdentityService.GetUsePolicy": _constant(identity_pb2.GetUsePolicyRequest()),
     _G + "IdentityService.AcknowledgeUsePolicy": _constant(identity_pb2.AcknowledgeUsePolicyRequest(version="1")),
-    _G + "IdentityService.CreateUser": lambda _suite: identity_pb2.CreateUserRequest(
-        user=identity_pb2.User(subject=f"u{os.urandom(4).hex()}@example.org", tenant="default", roles=["user"])
+    _G + "IdentityService.CreateUser": lambda _world: identity_pb2.CreateUserRequest(
+        user=identity_pb2.User(subject=_unknown(), tenant="default", roles=["user"])
     ),
     _G + "IdentityService.GetUser": _constant(identity_pb2.GetUserRequest(subject="mia@example.org")),
     _G + "IdentityService.ListUsers": _constant(identity_pb2.ListUsersRequest()),
@@ -110,13 +131,13 @@ REQUESTS: dict[str, Callable[[Suite], Message]] = {
     _G + "IdentityService.RecoverUser": _constant(identity_pb2.RecoverUserRequest(subject="mia@example.org")),
     _M + "InferenceService.Generate": _constant(inference_pb2.GenerateRequest(call=_CALL)),
     _M + "InferenceService.GenerateStream": _constant(inference_pb2.GenerateStreamRequest(call=_CALL)),
-    _M + "CatalogService.CreateImportJob": lambda _suite: catalog_pb2.CreateImportJobRequest(
+    _M + "CatalogService.CreateImportJob": lambda _world: catalog_pb2.CreateImportJobRequest(
         model_id="tiny", source="directory:absent", license="Apache-2.0", request_id=os.urandom(4).hex()
     ),
-    _M + "CatalogService.GetImportJob": _constant(catalog_pb2.GetImportJobRequest(name="importJobs/absent")),
+    _M + "CatalogService.GetImportJob": lambda world: catalog_pb2.GetImportJobRequest(name=world.import_job),
     _M + "CatalogService.ListImportJobs": _constant(catalog_pb2.ListImportJobsRequest()),
-    _M + "CatalogService.CancelImportJob": _constant(catalog_pb2.CancelImportJobRequest(name="importJobs/absent")),
-    _M + "CatalogService.WatchImportJob": _constant(catalog_pb2.WatchImportJobRequest(name="importJobs/absent")),
+    _M + "CatalogService.CancelImportJob": lambda world: catalog_pb2.CancelImportJobRequest(name=world.import_job),
+    _M + "CatalogService.WatchImportJob": lambda world: catalog_pb2.WatchImportJobRequest(name=world.import_job),
     _M + "CatalogService.DeclareModel": _constant(
         catalog_pb2.DeclareModelRequest(
             model_id="remote", declared=catalog_pb2.Declared(backend="absent", remote_model="m"), context_length=1024
@@ -134,7 +155,7 @@ REQUESTS: dict[str, Callable[[Suite], Message]] = {
     _M + "CatalogService.ListModelVersions": _constant(catalog_pb2.ListModelVersionsRequest(parent="models/tiny")),
     _M + "CatalogService.GetModelCard": _constant(catalog_pb2.GetModelCardRequest(name=VERSION)),
     _M + "CatalogService.TraceModelVersion": _constant(catalog_pb2.TraceModelVersionRequest(name=VERSION)),
-    _M + "CatalogService.CreateRelease": lambda _suite: catalog_pb2.CreateReleaseRequest(
+    _M + "CatalogService.CreateRelease": lambda _world: catalog_pb2.CreateReleaseRequest(
         parent="models/tiny",
         arms=[catalog_pb2.ReleaseArm(version=VERSION, weight=100)],
         request_id=os.urandom(4).hex(),

@@ -1,195 +1,201 @@
-"""Every RPC of every service, called by every kind of caller: status, reason and audit record of each cell."""
+"""Every RPC of every service, called by every kind of caller: status, reason and audit records of each cell."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import pytest
 import pytest_asyncio
-import yaml
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from services.audit.methods import ROWS as AUDIT
-from services.audit.methods import SERVICES as AUDIT_SERVICES
-from services.model_server.methods import ROWS as MODEL_SERVER
-from services.model_server.methods import SERVICES as MODEL_SERVER_SERVICES
-from services.policy_guard.methods import ROWS as POLICY_GUARD
-from services.policy_guard.methods import SERVICES as POLICY_GUARD_SERVICES
-from shared.rpc.methods import Auth, Method, MethodTable
-from shared.rpc.server import _COMMON, HEALTH, REFLECTION
-from tests.contract.callers import BAD_TOKENS, HANDSHAKE, Caller, expected, false_pki, forge
+from shared.rpc.methods import Auth
+from tests.contract.callers import (
+    BAD_TOKENS,
+    FALSE_SERVICES,
+    HANDSHAKE,
+    PEERS,
+    Caller,
+    Expected,
+    certificate_of,
+    expected,
+    forge,
+)
+from tests.contract.promises import PROMISES, Outcome, Promise
 from tests.contract.requests import REQUESTS
-from tests.fakes.tiny_model import build_tiny_model
-from tests.suite import ROOT, Person, Suite
+from tests.contract.test_method_tables import TABLES
+from tests.contract.world import World, opened
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("contract"), pytest.mark.timeout(300)]
 
-ACTIONS = yaml.safe_load((ROOT / "services/policy_guard/policies/bastide/actions/data.yaml").read_text())
-TABLES = {
-    "audit": MethodTable({**AUDIT, **_COMMON}, [*AUDIT_SERVICES, HEALTH, REFLECTION]),
-    "policy-guard": MethodTable({**POLICY_GUARD, **_COMMON}, [*POLICY_GUARD_SERVICES, HEALTH, REFLECTION]),
-    "model-server": MethodTable({**MODEL_SERVER, **_COMMON}, [*MODEL_SERVER_SERVICES, HEALTH, REFLECTION]),
-}
 CELLS = [
     pytest.param(service, method, caller, id=f"{service}{method}-{caller.value}")
-    for service, table in TABLES.items()
-    for method in table
+    for service, promises in PROMISES.items()
+    for method, promise in promises.items()
     for caller in Caller
-    if expected(table[method], caller) is not None
+    if expected(promise, caller) is not None
 ]
-# What the chain says to whom it does not let in, as opposed to what a method says about its arguments.
-REFUSALS = {"UNAUTHENTICATED", "PERMISSION_DENIED", "PEER_NOT_ALLOWED", "INTERNAL", ""}
-
-
-@dataclasses.dataclass(kw_only=True)
-class World:
-    suite: Suite
-    everyone: Person
-    single_factor: Person
-    nobody: Person
-    folder: Path
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    """One suite for all cells, with a released model and people of every and of no useful role."""
-    folder = tmp_path_factory.mktemp("contract")
-    build_tiny_model(folder / "models" / "tiny")
-    suite = Suite(folder / "home", overrides={"model-server": {"IMPORT_ROOTS": f'["{folder / "models"}"]'}})
-    try:
-        await suite.start()
-        ada, _ = await suite.bootstrap()
-        roles = yaml.safe_load((ROOT / "services/policy_guard/policies/bastide/roles/data.yaml").read_text())
-        everyone = await suite.person(ada, "eve@example.org", *roles)
-        manager = await suite.person(ada, "mia@example.org", "model-manager")
-        version = await suite.import_model(manager, "directory:tiny")
-        await suite.release(everyone, version)
-        nobody = await suite.person(ada, "tom@example.org", accept=False)
-        false_pki(suite, folder)
-        suite.sample_token = everyone.token
-        yield World(
-            suite=suite,
-            everyone=everyone,
-            single_factor=await suite.sign_in(everyone, mfa=False),
-            nobody=nobody,
-            folder=folder,
-        )
-    finally:
-        await suite.close()
+    """One suite for all cells."""
+    async with opened(tmp_path_factory.mktemp("contract")) as world:
+        yield world
 
 
-async def call(
-    world: World, service: str, descriptor: MethodDescriptor, caller: Caller, row: Method
-) -> grpc.aio.AioRpcError | None:
-    """Call the method as `caller`; return its failure, None when it answered."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a caller was told; `details` is the status message."""
+
+    outcome: Outcome
+    details: str = ""
+    call_id: str = ""
+
+
+def token_of(world: World, promise: Promise, method: str, caller: Caller) -> str:
+    """Return the bearer token of `caller`, empty for none."""
+    folder = world.suite.home / "pki" / "clients"
+    if caller is Caller.FALSE_SERVICE_NOBODY:
+        certificate = folder / f"{certificate_of(promise, method, caller)}.pem"
+        return forge(world.suite, caller, world.nobody.token, certificate)
+    if caller in (Caller.NO_TOKEN, Caller.FALSE_SERVICE, Caller.OTHER_SERVICE):
+        return ""
+    if caller in BAD_TOKENS:
+        return forge(world.suite, caller, world.everyone.token, folder / "stranger.pem")
+    return {
+        Caller.FALSE_SERVICE_BACKEND: world.backend_token,
+        Caller.WITHOUT_MFA: world.single_factor.token,
+        Caller.WRONG_ROLE: world.nobody.token,
+    }.get(caller, world.everyone.token)
+
+
+def channel_of(world: World, service: str, method: str, caller: Caller) -> grpc.aio.Channel:
     suite = world.suite
-    client = {
-        Caller.FALSE_SERVICE: "false-service",
-        Caller.FOREIGN_CA: "model-server",
-    }.get(caller, "cli")
-    if row.auth is Auth.PEER and caller in (Caller.RIGHT, Caller.MALFORMED, Caller.TOO_LARGE):
-        client = next(name for name in sorted(row.peers) if (suite.home / "pki" / f"{name}.pem").exists())
-    person = {Caller.WITHOUT_MFA: world.single_factor, Caller.WRONG_ROLE: world.nobody}.get(caller, world.everyone)
-    token = "" if caller in (Caller.NO_TOKEN, Caller.FALSE_SERVICE) else person.token
-    if caller in BAD_TOKENS and token:
-        token = forge(suite, caller, token, suite.home / "pki" / "clients" / "stranger.pem")
     if caller is Caller.NO_CERTIFICATE:
-        channel = grpc.aio.secure_channel(
+        return grpc.aio.secure_channel(
             f"127.0.0.1:{suite.grpc[service]}",
             grpc.ssl_channel_credentials((suite.home / "pki" / "ca.pem").read_bytes()),
             options=[("grpc.ssl_target_name_override", f"{service}.bastide.local")],
         )
-    elif caller is Caller.FOREIGN_CA:
-        channel = suite.channel(service, client, pki=world.folder / "foreign")
-    else:
-        channel = suite.channel(service, client)
-    data = REQUESTS[descriptor.full_name](world.suite).SerializeToString()
+    if caller is Caller.FOREIGN_CA:
+        return suite.channel(service, "model-server", pki=world.folder / "foreign")
+    return suite.channel(service, certificate_of(PROMISES[service][method], method, caller))
+
+
+async def call(world: World, service: str, method: str, caller: Caller) -> Answer:
+    """Call the method as `caller`; return the answer's status and reason."""
+    promise, descriptor = PROMISES[service][method], TABLES[service].descriptors[method]
+    token = token_of(world, promise, method, caller)
+    data = REQUESTS[descriptor.full_name](world).SerializeToString()
     if caller is Caller.MALFORMED:
         data = b"\xff\xff\xff\xff"
     elif caller is Caller.TOO_LARGE:
         data = b"\x7a" + b"\xff\xff\xff\x02" + b"x" * (5 * 1024 * 1024)
-    name = f"/{descriptor.containing_service.full_name}/{descriptor.name}"
-    parse = message_factory.GetMessageClass(descriptor.output_type).FromString
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
-    if descriptor.client_streaming:
-        stream = channel.stream_stream(name, request_serializer=bytes, response_deserializer=parse)(
-            timeout=20, metadata=metadata
-        )
-    else:
-        stream = channel.unary_stream(name, request_serializer=bytes, response_deserializer=parse)(
-            data, timeout=20, metadata=metadata
-        )
+    channel = channel_of(world, service, method, caller)
+    # Others are refused before they have said anything; writing would race with that.
+    heard = promise.auth is Auth.PUBLIC or caller in PEERS
     try:
-        heard = row.auth is Auth.PUBLIC or caller in (Caller.RIGHT, Caller.MALFORMED, Caller.TOO_LARGE)
-        if descriptor.client_streaming and heard:
-            # Others are refused before they have said anything; writing would race with that.
-            await stream.write(data)
-        answer = await stream.read()
-        if isinstance(answer, Message):
-            # Tails and watches go on for ever; an answer is read to its end, or its record would be another cell's.
-            while row.auth is Auth.SESSION and isinstance(answer, Message):
-                answer = await stream.read()
-            stream.cancel()
-            return None
-        return None if await stream.code() is grpc.StatusCode.OK else await _failure(stream)
-    except grpc.aio.AioRpcError as error:
-        return error
+        return await _exchange(channel, descriptor, promise, method, data if heard else None, data, metadata)
     finally:
         if caller in HANDSHAKE:
             await channel.close()
 
 
-async def _failure(stream: grpc.aio.Call) -> grpc.aio.AioRpcError:
-    return grpc.aio.AioRpcError(
-        await stream.code(), await stream.initial_metadata(), await stream.trailing_metadata(), await stream.details()
+async def _exchange(
+    channel: grpc.aio.Channel,
+    descriptor: MethodDescriptor,
+    promise: Promise,
+    method: str,
+    said: bytes | None,
+    data: bytes,
+    metadata: tuple[tuple[str, str], ...],
+) -> Answer:
+    parse = message_factory.GetMessageClass(descriptor.output_type).FromString
+    kinds = {"request_serializer": bytes, "response_deserializer": parse}
+    if descriptor.client_streaming:
+        stream = channel.stream_stream(method, **kinds)(timeout=20, metadata=metadata)
+    else:
+        stream = channel.unary_stream(method, **kinds)(data, timeout=20, metadata=metadata)
+    try:
+        if descriptor.client_streaming and said is not None:
+            await stream.write(said)
+        answer = await stream.read()
+        if isinstance(answer, Message) and descriptor.server_streaming and promise.auth is not Auth.SESSION:
+            # Tails and watches go on for ever.
+            stream.cancel()
+            return Answer(outcome=Outcome(code=grpc.StatusCode.OK))
+        while isinstance(answer, Message):
+            answer = await stream.read()
+        if await stream.code() is grpc.StatusCode.OK:
+            return Answer(outcome=Outcome(code=grpc.StatusCode.OK))
+        error = grpc.aio.AioRpcError(
+            await stream.code(),
+            await stream.initial_metadata(),
+            await stream.trailing_metadata(),
+            await stream.details(),
+        )
+    except grpc.aio.AioRpcError as raised:
+        error = raised
+    status, info = rpc_status.from_call(error), error_details_pb2.ErrorInfo()
+    if status is not None:
+        assert status.details[0].Unpack(info)
+    return Answer(
+        outcome=Outcome(code=error.code(), reason=info.reason),
+        details=error.details() or "",
+        call_id=info.metadata["call_id"],
     )
 
 
-def reason(error: grpc.aio.AioRpcError) -> str:
-    status = rpc_status.from_call(error)
-    info = error_details_pb2.ErrorInfo()
-    return info.reason if status is not None and status.details and status.details[0].Unpack(info) else ""
+async def attempt(world: World, service: str, method: str, caller: Caller) -> tuple[Expected, Answer]:
+    """Call the method, and keep count of the refusals that the log must show in aggregate."""
+    promised = expected(PROMISES[service][method], caller)
+    assert promised is not None
+    answer = await call(world, service, method, caller)
+    if promised.counted:
+        world.counted[service][method, promised.outcome.reason] += 1
+    return promised, answer
 
 
 @pytest.mark.parametrize(("service", "method", "caller"), CELLS)
 async def test_cell(world: World, service: str, method: str, caller: Caller) -> None:
-    table = TABLES[service]
-    row, promise = table[method], expected(table[method], caller)
-    assert promise is not None
     before = await world.suite.head()
     handled = world.suite.handled(method)
-    error = await call(world, service, table.descriptors[method], caller, row)
-    if promise.code is None:
-        assert error is None or reason(error) not in REFUSALS, error.details()
-    else:
-        assert error is not None, "should have been refused"
-        assert error.code() is promise.code, error.details()
-        if promise.reasons:
-            assert reason(error) in promise.reasons
-        assert "Traceback" not in (error.details() or "")
-        assert "Error parsing" not in (error.details() or "")
+    promised, answer = await attempt(world, service, method, caller)
+    assert answer.outcome == promised.outcome, answer.details
+    assert "Traceback" not in answer.details
+    assert "Error parsing" not in answer.details
     if caller in HANDSHAKE and not method.startswith("/grpc.health."):  # the services ask each other for their health
         assert world.suite.handled(method) == handled, "a handler ran"
-    kinds = await world.suite.kinds_since(before, method)
-    if caller is Caller.RIGHT and row.auth is Auth.POLICY:
-        assert kinds & {"access", "change"}
-    elif caller is Caller.RIGHT and row.auth is Auth.SESSION:
-        assert "authorised" in kinds
-    else:
-        assert kinds == promise.recorded
+    records = await world.own_records(before, method)
+    assert tuple(record.fields["kind"] for record in records) == promised.recorded
+    assert {record.writer for record in records} <= {f"spiffe://bastide.local/{service}"}
+    assert len({record.fields["call_id"] for record in records}) <= 1
+    for record in records:
+        # What was allowed before anything happened stands as such; every other record says how the call ended.
+        last = record.fields["kind"] not in ("access", "change", "authorised")
+        assert record.fields["outcome"] == (answer.outcome.reason if last else "") or "OK"
+        assert answer.call_id in ("", record.fields["call_id"])
 
 
-async def test_every_method_has_a_request_and_every_action_is_policy() -> None:
-    methods = {table.descriptors[name].full_name for table in TABLES.values() for name in table}
-    assert methods <= REQUESTS.keys()
-    for table in TABLES.values():
-        for name, row in table.items():
-            if row.auth in (Auth.POLICY, Auth.SESSION):
-                assert row.action in ACTIONS, name
+@pytest.mark.parametrize("service", PROMISES)
+async def test_refusals_before_authentication_stand_in_the_log_with_their_number(world: World, service: str) -> None:
+    for caller in (Caller.NO_TOKEN, *FALSE_SERVICES[:2]):
+        for method, promise in PROMISES[service].items():
+            if (promised := expected(promise, caller)) is not None and promised.counted:
+                _, answer = await attempt(world, service, method, caller)
+                assert answer.outcome == promised.outcome
+    wanted = world.counted[service]
+    await world.suite.servers[service]._refusals.flush()
+    async with asyncio.timeout(10):
+        # The server's own flush, every few seconds, may be under way with a part of them.
+        while (found := await world.aggregated(service)).total() < wanted.total():
+            await asyncio.sleep(0.05)
+    assert found == wanted
