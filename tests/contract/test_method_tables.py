@@ -5,23 +5,12 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from services.audit.methods import ROWS as AUDIT
-from services.audit.methods import SERVICES as AUDIT_SERVICES
-from services.model_server.methods import ROWS as MODEL_SERVER
-from services.model_server.methods import SERVICES as MODEL_SERVER_SERVICES
-from services.policy_guard.methods import ROWS as POLICY_GUARD
-from services.policy_guard.methods import SERVICES as POLICY_GUARD_SERVICES
-from shared.rpc.methods import Auth, Method, MethodTable, Recording
-from shared.rpc.server import _COMMON, HEALTH, REFLECTION
+from shared.rpc.methods import Auth, Method, Recording
 from tests.contract.promises import PROMISES, Promise
 from tests.contract.requests import REQUESTS
+from tests.contract.tables import TABLES
 from tests.contract.world import POLICIES
 
-TABLES = {
-    "audit": MethodTable({**AUDIT, **_COMMON}, [*AUDIT_SERVICES, HEALTH, REFLECTION]),
-    "policy-guard": MethodTable({**POLICY_GUARD, **_COMMON}, [*POLICY_GUARD_SERVICES, HEALTH, REFLECTION]),
-    "model-server": MethodTable({**MODEL_SERVER, **_COMMON}, [*MODEL_SERVER_SERVICES, HEALTH, REFLECTION]),
-}
 # The architecture's table of services, of those that are built.
 SERVED = {
     "audit": {"AuditService", "LogService", "PrivacyService", "ReportService"},
