@@ -230,6 +230,8 @@ class AuditLayer:
         call.recorded = True
 
     async def _ended(self, call: Call, error: errors.Error) -> None:
+        if call.row.auth is Auth.PUBLIC and isinstance(error, errors.PermissionDenied | errors.ResourceExhausted):
+            self._refusals.add(call.method, error.reason)
         if call.row.auth in (Auth.PUBLIC, Auth.PEER):
             return
         if not call.recorded:

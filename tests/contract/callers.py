@@ -17,7 +17,7 @@ from cryptography.x509 import load_pem_x509_certificate
 from shared.identity.authority import CertificateAuthority
 from shared.identity.tokens import thumbprint
 from shared.rpc.methods import Auth
-from tests.contract.promises import Outcome, Promise
+from tests.contract.promises import NOT_REGISTERED, Outcome, Promise
 from tests.suite import Suite
 
 SERVICES = ("audit", "policy-guard", "model-server", "data-prep", "trainer")
@@ -74,7 +74,7 @@ class Expected:
     @property
     def counted(self) -> bool:
         """Whether the refusal stands in the log as one of a number, not alone."""
-        return self.outcome == NOT_A_PEER or self.outcome.code is grpc.StatusCode.UNAUTHENTICATED
+        return self.outcome in (NOT_A_PEER, NOT_REGISTERED) or self.outcome.code is grpc.StatusCode.UNAUTHENTICATED
 
 
 def expected(promise: Promise, caller: Caller) -> Expected | None:

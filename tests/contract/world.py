@@ -84,7 +84,7 @@ async def opened(folder: Path) -> AsyncIterator[World]:
             metadata=ada.metadata,
             timeout=10,
         )
-        nobody = await suite.person(ada, "tom@example.org", "unknown-role", accept=False)
+        nobody = await suite.person(ada, "tom@example.org", accept=False)
         false_pki(suite, folder)
         records = await suite.records_since(0)
         yield World(
