@@ -11,14 +11,29 @@ from collections.abc import Mapping, Sequence
 import regex
 
 from shared.inspection import validators
+from shared.inspection.credentials import SECRET
 from shared.inspection.normalisation import normalise
-from shared.inspection.rules import AT_DIGIT, AT_MARK, AT_WORD, Rule
+from shared.inspection.rules import AT_DIGIT, AT_MARK, AT_UNSEEN, AT_WORD, TAGS, UNSEEN, Rule
 
-_A = r"(?<![A-Za-z0-9])"
+_A = AT_WORD
 _Z = r"(?![A-Za-z0-9])"
-_CARD_START = r"(?<![\d+])(?<!\d[.-])"
-_CARD_END = r"(?!\d|\.\d)"
-_LAST_GROUP = regex.compile(r"[ ().\-/]+\d+\Z")
+_ESCAPED = r"(?<=\\[nrt])"
+_ALONE = rf"(?:(?<![\w-])|{_ESCAPED})"
+# Neither a part of a longer number, nor of a digest.
+_CARD_START = r"(?<!\d)(?<!\d[.-])(?<![0-9a-f]{4}[a-f])(?<![0-9A-F]{4}[A-F])"
+_CARD_END = r"(?!\d|\.\d|[a-f][0-9a-f]{4}|[A-F][0-9A-F]{4})"
+_GAP = "[ ._/+-]{1,3}"
+_LAST_GROUP = regex.compile(r"[ ()\[\].\-/]+\d+\Z")
+# What a phone number or an address does not follow; at most LOOK_BEHIND characters.
+_NO_PHONE = (
+    r"(?<!(?i:\b(?:order|invoice|ticket|case|account|customer|contract|part|item|batch|serial|reference|ref|po|sku|id|isbn"
+    r"|ean)(?: ?(?:no|nr|number|id|code))?"
+    r"|(?:bestell|kunden|rechnungs|auftrags|vertrags|steuer|konto|artikel|serien|vorgangs)(?:nummer|nr))[.:#]{0,2} ?)"
+)
+_NO_ADDRESS = (
+    r"(?<!(?i:\b(?:version|build|release|section|sections|chapter|firmware|rev|clause|kapitel|abschnitt)[ :=]{1,2}"
+    r"|§ ?|\brc\d{1,2} ))"
+)
 
 
 def _card(name: str, digits: str) -> Rule:
@@ -28,14 +43,15 @@ def _card(name: str, digits: str) -> Rule:
         pattern=rf"{_CARD_START}{digits}{_CARD_END}",
         valid=validators.card,
         lead=AT_DIGIT,
-        needs_digit=True,
+        digits=13,
     )
 
 
 def _iban(length: int, countries: Sequence[str]) -> str:
     groups, rest = divmod(length - 4, 4)
-    tail = rf" ?[A-Z0-9]{{{rest}}}" if rest else ""
-    return rf"(?:{'|'.join(countries)})\d{{2}}(?: ?[A-Z0-9]{{4}}){{{groups}}}{tail}"
+    gap = r"[\s._/+-]{0,3}"
+    tail = rf"{gap}[A-Z0-9]{{{rest}}}" if rest else ""
+    return rf"(?i:{'|'.join(countries)}) ?\d{{2}}(?i:{gap}[A-Z0-9]{{4}}){{{groups}}}(?i:{tail})"
 
 
 PERSONAL: Sequence[Rule] = (
@@ -43,7 +59,8 @@ PERSONAL: Sequence[Rule] = (
         name="email",
         lead=AT_WORD,
         kind="PERSONAL_EMAIL",
-        pattern=r"(?<![\w.+%-])\w[\w.+%-]{0,63}@(?:[\w-]{1,63}\.){1,8}(?:[^\W\d_]{2,24}|xn--[a-z0-9-]{1,59})(?![\w-])",
+        pattern=r"(?<![\w.+%-])\w[\w.+%-]{0,63}@(?:[\w-]{1,63}(?:\.|[。｡](?=[A-Za-z]))){1,8}"
+        r"(?:[^\W\d_]{2,24}|xn--[a-z0-9-]{1,59})(?![^\W_]|-\w)",
         needs=("@",),
         ascii=False,
     ),
@@ -51,38 +68,39 @@ PERSONAL: Sequence[Rule] = (
         name="iban",
         lead=AT_WORD,
         kind="PERSONAL_IBAN",
-        pattern=rf"{_A}(?:{'|'.join(_iban(*item) for item in validators.IBAN_LENGTHS.items())}){_Z}",
+        pattern=rf"{_A}"
+        rf"(?:{'|'.join(_iban(*item) for item in validators.IBAN_LENGTHS.items())}){_Z}",
         valid=validators.iban,
-        needs_digit=True,
+        country=True,
     ),
-    _card("16", r"[2-6]\d{3}(?:(?:[ -]?\d{4}){3}|(?:\.\d{4}){3})"),
-    _card("19", r"[3-6]\d{3}[ .-]\d{4}[ .-]\d{4}[ .-]\d{4}[ .-]\d{3}"),
-    _card("15", r"3[47]\d{2}[ .-]?\d{6}[ .-]?\d{5}"),
-    _card("14", r"3[0689]\d{2}[ .-]?\d{6}[ .-]?\d{4}"),
-    _card("unspaced", r"[3-6]\d{12,18}"),
+    _card("16", r"[2-6]\d{3}(?:(?:[ _/+-]{0,3}\d{4}){3}|(?:\.\d{4}){3})"),
+    _card("19", rf"[3-6]\d{{3}}(?:{_GAP}\d{{4}}){{3}}{_GAP}\d{{3}}"),
+    _card("15", rf"3[47]\d{{2}}(?:(?:{_GAP})?\d{{6}}(?:{_GAP})?\d{{5}}|(?:{_GAP}\d{{4}}){{2}}{_GAP}\d{{3}})"),
+    _card("14", rf"3[0689]\d{{2}}(?:(?:{_GAP})?\d{{6}}(?:{_GAP})?\d{{4}}|(?:{_GAP}\d{{4}}){{2}}{_GAP}\d{{2}})"),
+    _card("unspaced", r"(?<!\+)[3-6]\d{12,18}"),
     Rule(
         name="ssn",
         lead=AT_DIGIT,
         kind="PERSONAL_US_SSN",
-        pattern=r"(?<![\w-])\d{3}(?:-\d{2}-| \d{2} )\d{4}(?![\w-])",
+        pattern=rf"{_ALONE}\d{{3}}(?:-\d{{2}}-| \d{{2}} )\d{{4}}(?![\w-])",
         valid=validators.ssn,
-        needs_digit=True,
+        digits=9,
     ),
     Rule(
         name="nhs",
         lead=AT_DIGIT,
         kind="PERSONAL_UK_NHS",
-        pattern=r"(?<![\w-])\d{3}[ -]\d{3}[ -]\d{4}(?![\w-])",
+        pattern=rf"{_ALONE}\d{{3}}[ -]\d{{3}}[ -]\d{{4}}(?![\w-])",
         valid=validators.nhs,
-        needs_digit=True,
+        digits=10,
     ),
     Rule(
         name="nino",
         lead=AT_WORD,
         kind="PERSONAL_UK_NINO",
-        pattern=rf"{_A}(?=[A-Z]{{2}} ?\d)(?!BG|GB|KN|NK|NT|TN|ZZ)[ABCEGHJ-PRSTW-Z][ABCEGHJ-NPRSTW-Z]"
+        pattern=rf"(?=[A-Z]{{2}} ?\d){_A}(?!BG|GB|KN|NK|NT|TN|ZZ)[ABCEGHJ-PRSTW-Z][ABCEGHJ-NPRSTW-Z]"
         rf" ?\d{{2}} ?\d{{2}} ?\d{{2}} ?[A-D]{_Z}",
-        needs_digit=True,
+        country=True,
     ),
     Rule(
         name="dni",
@@ -90,29 +108,30 @@ PERSONAL: Sequence[Rule] = (
         kind="PERSONAL_ES_ID",
         pattern=rf"{_A}[XYZ\d][ -]?\d{{7}}[ -]?[A-Z]{_Z}",
         valid=validators.dni,
-        needs_digit=True,
+        digits=7,
     ),
     Rule(
         name="steuer-id",
         lead=AT_DIGIT,
         kind="PERSONAL_DE_TAX_ID",
-        pattern=r"(?<![\w.-])(?:\d{2} \d{3} \d{3} \d{3}|\d{11})(?![\w-])",
+        pattern=rf"(?:(?<![\w.-])|{_ESCAPED})(?:\d{{2}} \d{{3}} \d{{3}} \d{{3}}|\d{{11}})(?![\w-])",
         valid=validators.german_tax_id,
-        needs_digit=True,
+        digits=11,
     ),
     Rule(
         name="nir",
         lead=AT_DIGIT,
         kind="PERSONAL_FR_NIR",
-        pattern=r"(?<!\w)[12] ?\d{2} ?(?:0[1-9]|[1-9]\d) ?(?:\d{2}|2[AB]) ?\d{3} ?\d{3} ?\d{2}(?!\w)",
+        pattern=rf"(?:(?<!\w)|{_ESCAPED})"
+        r"[12] ?\d{2} ?(?:0[1-9]|[1-9]\d) ?(?:\d{2}|2[AB]) ?\d{3} ?\d{3} ?\d{2}(?!\w)",
         valid=validators.french_nir,
-        needs_digit=True,
+        digits=13,
     ),
     Rule(
         name="ipv4",
         lead=AT_DIGIT,
         kind="PERSONAL_IP",
-        pattern=r"(?<![\w.])(?<!\w/)(?<![Vv]ersion[ :])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)",
+        pattern=rf"(?:(?<![\w.])(?<!\w/){_NO_ADDRESS}|{_ESCAPED}|(?<=://))(?:\d{{1,3}}\[?\.\]?){{3}}\d{{1,3}}(?!\w|\.\d)",
         valid=validators.ip,
         needs=(".",),
         needs_digit=True,
@@ -120,7 +139,7 @@ PERSONAL: Sequence[Rule] = (
     Rule(
         name="ipv6",
         kind="PERSONAL_IP",
-        pattern=r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])",
+        pattern=r"(?:(?<![\w:.])|(?<=\b[A-Za-z]{2}:))(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])",
         valid=validators.ip,
         needs=(":",),
         needs_digit=True,
@@ -129,95 +148,33 @@ PERSONAL: Sequence[Rule] = (
         name="phone-international",
         lead=AT_DIGIT,
         kind="PERSONAL_PHONE",
-        pattern=r"(?<![\w+])(?:\+|00) ?\(?[1-9](?:[ ().\-/]{0,3}\d){6,14}(?!\d)",
+        pattern=rf"(?:(?<![\w+])|{_ESCAPED})(?:\+|00) ?\(?[1-9](?:[ ()\[\].\-/]{{0,3}}\d){{6,14}}(?!\d)",
         valid=validators.international_phone,
+        needs=("+", "00"),
         trim=_LAST_GROUP,
-        needs_digit=True,
+        digits=7,
         score=0.9,
     ),
     Rule(
         name="phone-national",
         lead=AT_DIGIT,
         kind="PERSONAL_PHONE",
-        pattern=r"(?<![\w+:,])(?<!\w[.\-/])\(?0[1-9](?:[ ().\-/]{0,3}\d){7,10}(?!\w)",
+        pattern=rf"(?=\(?0[1-9])(?:(?<![\w+,])(?<!\d:)(?<!\w[.\-/]){_NO_PHONE}|{_ESCAPED})"
+        r"\(?0[1-9](?:[ ().\-/]{0,3}\d){7,10}(?!\w)",
         valid=validators.national_phone,
         trim=_LAST_GROUP,
-        needs=("0",),
+        digits=9,
         score=0.8,
     ),
     Rule(
         name="phone-north-america",
         lead=AT_DIGIT,
         kind="PERSONAL_PHONE",
-        pattern=r"(?=[1-9(][\d .-])(?<![\w+:,])(?<!\w[.\-/])(?:1[ .-])?"
-        r"(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[ .-])[2-9]\d{2}[ .-]\d{4}(?!\w|[.\-/]\d)",
+        pattern=rf"(?=[1-9(][\d .-])(?:(?<![\w+,])(?<!\d:)(?<!\w[.\-/]){_NO_PHONE}|{_ESCAPED})(?:1[ .-])?"
+        r"(?:\([2-9]\d{2}\) {0,2}(?:- ?)?|[2-9]\d{2}(?:[ ./-]| - ))[2-9]\d{2}(?:[ .-]| - )\d{4}(?!\w|[.\-/]\d)",
         valid=validators.north_american_phone,
-        needs_digit=True,
+        digits=10,
         score=0.8,
-    ),
-)
-
-_ASSIGNMENT = (
-    r"(?:password|passwd|passphrase|pwd|secret|api[_-]?key|access[_-]?key|client[_-]?secret|private[_-]?key"
-    r"|(?:access|auth|bearer|refresh)[_-]?token)[\"']?\s{0,4}[:=]{1,2}\s{0,4}"
-)
-_ASSIGNED = ("pass", "pwd", "secret", "key", "token")
-
-_TOKENS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
-    "aws-access-key": ("SECRET_AWS_KEY", rf"{_A}(?:AKIA|ASIA)[A-Z2-7]{{16}}{_Z}", ("AKIA", "ASIA")),
-    "gcp-api-key": ("SECRET_GCP_KEY", r"(?<![\w-])AIza[\w-]{35}(?![\w-])", ("AIza",)),
-    "github": (
-        "SECRET_TOKEN",
-        r"(?<!\w)(?:gh[pousr]_\w{36,251}|github_pat_\w{22,255})(?!\w)",
-        ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
-    ),
-    "gitlab": ("SECRET_TOKEN", r"(?<![\w-])glpat-[\w-]{20,64}(?![\w-])", ("glpat-",)),
-    "slack": ("SECRET_TOKEN", r"(?<![\w-])xox[abposr]-[\w-]{10,128}(?![\w-])", ("xox",)),
-    "stripe": ("SECRET_TOKEN", r"(?<!\w)[sr]k_(?:live|test)_[A-Za-z0-9]{16,128}(?!\w)", ("k_live_", "k_test_")),
-    "openai": ("SECRET_TOKEN", r"(?<![\w-])sk-(?:proj-|ant-)?[\w-]{20,200}(?![\w-])", ("sk-",)),
-    "huggingface": ("SECRET_TOKEN", r"(?<!\w)hf_[A-Za-z0-9]{30,64}(?!\w)", ("hf_",)),
-    "npm": ("SECRET_TOKEN", r"(?<!\w)npm_[A-Za-z0-9]{36}(?!\w)", ("npm_",)),
-    "jwt": ("SECRET_JWT", r"(?<![\w.-])eyJ[\w-]{8,}+\.eyJ[\w-]{8,}+\.[\w-]*+", ("eyJ",)),
-    "connection-string": (
-        "SECRET_CONNECTION_STRING",
-        r"(?<!\w)[a-z][a-z0-9+.-]{1,30}://[^\s:@/]{0,128}:[^\s/]{1,256}@[^\s/@]{1,255}",
-        ("://",),
-    ),
-}
-SECRET: Sequence[Rule] = (
-    *(
-        Rule(name=name, kind=kind, pattern=pattern, needs=needs, lead=AT_WORD)
-        for name, (kind, pattern, needs) in _TOKENS.items()
-    ),
-    Rule(
-        name="azure-storage",
-        kind="SECRET_AZURE_KEY",
-        pattern=r"AccountKey=[A-Za-z0-9+/]{86}==",
-        needs=("AccountKey=",),
-    ),
-    Rule(
-        name="private-key",
-        kind="SECRET_PRIVATE_KEY",
-        pattern=r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----(?s:.*?)"
-        r"(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|\Z)",
-        lead=AT_MARK,
-        needs=("-----",),
-    ),
-    Rule(
-        name="assigned-quoted",
-        kind="SECRET_PASSWORD",
-        pattern=_ASSIGNMENT + r"""(?:"[^\s"]{8,}+"|'[^\s']{8,}+')""",
-        needs=_ASSIGNED,
-        ignore_case=True,
-    ),
-    Rule(
-        name="assigned",
-        kind="SECRET_PASSWORD",
-        pattern=_ASSIGNMENT + r"""[^\s"'<>,;]{8,}+""",
-        valid=validators.secret_assignment,
-        overlapping=False,
-        needs=_ASSIGNED,
-        ignore_case=True,
     ),
 )
 
@@ -262,8 +219,10 @@ _INJECTIONS: Mapping[str, tuple[float, tuple[str, ...], str]] = {
         r"(?<![^\n])\s{0,8}(?:new|updated|real)\s{1,8}(?:system\s{1,8})?instructions?\s{0,4}:",
     ),
 }
-# Letters that nobody sees and some models read (Unicode tags); the longest flag emoji has six of them.
-_UNSEEN = r"(?:[\U000e0020-\U000e007e][\u0300-\u036f\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f]{0,3}){8,64}"
+# Letters that nobody sees and some models read; the longest flag emoji has six tags. Marks of several kinds in a row
+# may be bits; one kind alone is padding.
+_MARKS = "\u0300-\u036f"
+_TAGS = rf"(?:[{TAGS}][{_MARKS}{UNSEEN}]{{0,8}}){{8,64}}"
 INJECTION: Sequence[Rule] = (
     *(
         Rule(
@@ -278,7 +237,17 @@ INJECTION: Sequence[Rule] = (
         )
         for name, (score, needs, pattern) in _INJECTIONS.items()
     ),
-    Rule(name="injection-hidden", kind="INJECTION", pattern=_UNSEEN, score=0.9, label="hidden"),
+    Rule(name="injection-hidden", kind="INJECTION", lead=AT_UNSEEN, pattern=_TAGS, score=0.9, label="hidden"),
+    Rule(
+        name="injection-unseen",
+        kind="INJECTION",
+        lead=AT_UNSEEN,
+        pattern=rf"(?:[{UNSEEN}][{_MARKS}{TAGS}]{{0,8}}+){{16,64}}+",
+        valid=validators.varied,
+        overlapping=False,
+        score=0.7,
+        label="hidden",
+    ),
 )
 
 CONTROL: Sequence[Rule] = (

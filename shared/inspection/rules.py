@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import regex
 
-LOOK_BEHIND = 12
+LOOK_BEHIND = 24
 MATCH_SECONDS = 0.25
-"""No search may take longer: hostile text must not hold a worker. The TimeoutError fails closed in the caller."""
-_DIGIT = regex.compile("[0-9]")
+"""No search of a short text may take longer: hostile text must not hold a worker. The TimeoutError fails closed."""
+# For each of this many characters a rule has as long again, its checks included: a long table is no attack.
+_MATCH_CHARACTERS = 1 << 14
+_DIGIT = re.compile("[0-9]")
+_DIGITS = re.compile("[0-9]{2,}+")
+# Digits with little between them, and how far to the sides a number and what it is told by may reach.
+_NUMBER = re.compile(r"[0-9](?:[AB]?[ ()\[\]._/+-]{0,3}[0-9]){6,}+")
+_NUMBER_BEFORE, _NUMBER_AFTER = 5, 8
+
+# Characters without a shape of their own: Unicode tags, variation selectors, zero-width and bidirectional marks.
+TAGS = "\U000e0020-\U000e007e"
+SELECTORS = "\ufe00-\ufe0f\U000e0100-\U000e01ef"
+UNSEEN = f"\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff{SELECTORS}"
+_UNSEEN = re.compile(f"[{TAGS}{UNSEEN}]")
 
 # Leads: what holds wherever a rule matches. They only save trying it elsewhere.
 ANYWHERE = ""
-AT_DIGIT = r"(?=[0-9+(XYZ])"
+AT_DIGIT = r"(?=[0-9+(\[XYZ])"
+AT_HEX = r"(?=[0-9A-Fa-f\\])"
 AT_MARK = r"(?=[<\[-])"
-AT_WORD = r"(?<![A-Za-z0-9])"
+AT_UNSEEN = f"(?=[{TAGS}{UNSEEN}])"
+AT_WORD = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))"
+"""The start of a word, or what follows an escaped line end or tab."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +43,9 @@ class Rule:
 
     `needs` are lower case where `ignore_case` holds. A rule with a check is tried at every offset, so that what only
     looks like a match hides none, save where `overlapping` is false because its matches have no bound. With `trim`, a
-    match that is not valid is tried again without what `trim` matches.
+    match that is not valid is tried again without what `trim` matches. With `digits`, every match holds as many (seven
+    at least) with at most three separators between them, and begins and ends within five characters of those; where
+    `country`, it begins with two letters, perhaps a space, and two digits. Both only save looking elsewhere.
     """
 
     name: str
@@ -38,6 +57,8 @@ class Rule:
     lead: str = ANYWHERE
     needs: tuple[str, ...] = ()
     needs_digit: bool = False
+    digits: int = 0
+    country: bool = False
     score: float = 1.0
     label: str = ""
     ignore_case: bool = False
@@ -51,15 +72,29 @@ class Rule:
 
     def candidates(self, view: View) -> Iterator[tuple[tuple[int, int], int | None]]:
         """Yield the span of every match in the view, and where what is valid of it ends, if anything is."""
-        if self.needs_digit and not view.has_digit:
+        if (self.needs_digit and not view.has_digit) or (self.lead == AT_UNSEEN and not view.has_unseen):
             return
         text = view.lowered if self.ignore_case else view.text
         if self.needs and not any(needed in text for needed in self.needs):
             return
-        for match in self.search.finditer(
-            view.text, pos=view.start, overlapped=self.overlapping and self.valid is not None, timeout=MATCH_SECONDS
-        ):
+        left = MATCH_SECONDS * (1 + len(view.text) / _MATCH_CHARACTERS)
+        deadline = time.monotonic() + left
+        for match in self._matches(view, left):
             yield match.span(), self._valid_end(match)
+            if time.monotonic() > deadline:
+                raise TimeoutError
+
+    def _matches(self, view: View, seconds: float) -> Iterator[regex.Match[str]]:
+        if self.country:
+            for start in view.countries:
+                match = self.search.match(view.text, start, timeout=seconds)
+                if match is not None:
+                    yield match
+            return
+        overlapped = self.overlapping and self.valid is not None
+        for start, end, digits in view.numbers if self.digits else ((view.start, len(view.text), 0),):
+            if digits >= self.digits:
+                yield from self.search.finditer(view.text, start, end, overlapped=overlapped, timeout=seconds)
 
     def _valid_end(self, match: regex.Match[str]) -> int | None:
         if self.valid is None:
@@ -82,8 +117,31 @@ class View:
         self.start = start
         self.lowered = text.lower()
         self.longest_word = max(map(len, text.split()), default=0)
-        self.has_digit = _DIGIT.search(text, pos=start) is not None
+        self.has_digit = _DIGIT.search(text, start) is not None
+        self.has_unseen = not text.isascii() and _UNSEEN.search(text, start) is not None
         self._origin = origin
+
+    @functools.cached_property
+    def numbers(self) -> Sequence[tuple[int, int, int]]:
+        """Where numbers of seven digits and more are, with what a rule may look at around them, and their digits."""
+        return [
+            (
+                max(match.start() - _NUMBER_BEFORE, self.start),
+                match.end() + _NUMBER_AFTER,
+                sum(map(str.isdecimal, match.group())),
+            )
+            for match in _NUMBER.finditer(self.text, self.start)
+        ]
+
+    @functools.cached_property
+    def countries(self) -> Sequence[int]:
+        """Where two letters, perhaps a space, and two digits begin."""
+        starts = []
+        for match in _DIGITS.finditer(self.text, self.start):
+            start = match.start() - (3 if self.text[match.start() - 1 : match.start()] == " " else 2)
+            if start >= self.start and self.text[start : start + 2].isalpha():
+                starts.append(start)
+        return starts
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         """Return the inspected text's span of a non-empty one of the view, with whatever invisible lies within."""
@@ -95,13 +153,15 @@ class View:
         return self._origin[index] if index < len(self._origin) else length
 
 
-def growing(rules: Sequence[Rule], blobs: Sequence[re.Pattern[str]]) -> tuple[regex.Pattern[str], ...]:
+def growing(rules: Sequence[Rule], blobs: Sequence[tuple[str, re.Pattern[str]]]) -> tuple[regex.Pattern[str], ...]:
     """Return patterns whose leftmost partial match is where a match could still begin, end otherwise or vanish.
 
-    `\\Z(?s:.)` can never match: whatever way a pattern finds to the end of the text, in a look-ahead too, ends as a
-    partial match, and complete matches never hide it.
+    `blobs` are leads and what follows them. `\\Z(?s:.)` can never match: whatever way a pattern finds to the end of the
+    text, in a look-ahead too, ends as a partial match, and complete matches never hide it.
     """
-    by_lead: dict[tuple[str, bool], list[str]] = {(AT_WORD, True): [f"(?:{blob.pattern})" for blob in blobs]}
+    by_lead: dict[tuple[str, bool], list[str]] = {}
+    for lead, blob in blobs:
+        by_lead.setdefault((lead, True), []).append(f"(?:{blob.pattern})")
     for rule in rules:
         scoped = f"(?i:{rule.pattern})" if rule.ignore_case else f"(?:{rule.pattern})"
         by_lead.setdefault((rule.lead, rule.ascii), []).append(scoped)

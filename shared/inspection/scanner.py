@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from shared.inspection import encoding, patterns
+from shared.inspection import credentials, encoding, patterns
 from shared.inspection.findings import Finding
 from shared.inspection.normalisation import normalise
-from shared.inspection.rules import LOOK_BEHIND, MATCH_SECONDS, Rule, View, growing
+from shared.inspection.rules import AT_HEX, AT_UNSEEN, LOOK_BEHIND, MATCH_SECONDS, Rule, View, growing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +47,12 @@ class Scanner:
         """Detect personal data and secrets always; deny-listed `topics`, control tokens and injections as asked."""
         self._rules: tuple[Rule, ...] = (
             *patterns.PERSONAL,
-            *patterns.SECRET,
+            *credentials.SECRET,
             *(patterns.INJECTION if injection else ()),
             *(patterns.CONTROL if control_tokens else ()),
             *patterns.topics(topics or {}),
         )
-        self._growing = growing(self._rules, [form.search for form in encoding.FORMS])
+        self._growing = growing(self._rules, [(form.lead, form.search) for form in encoding.FORMS])
 
     def scan(self, text: str) -> tuple[Finding, ...]:
         """Return the findings of a whole text, by start. Raises TimeoutError on text made to be slow."""
@@ -106,17 +106,15 @@ class Scanner:
 
     def _within(self, form: encoding.Form, blob: str, *, depth: int) -> Iterator[tuple[str, Rule]]:
         """Yield what a blob hides and in which encodings. It cannot be edited inside, so that where does not matter."""
-        plain = encoding.decoded(blob, form)
-        if plain is None:
-            return
-        for view in _views(plain, START):
-            for rule in self._rules:
-                if any(valid_end is not None for _, valid_end in rule.candidates(view)):
-                    yield form.name, rule
-            if depth < encoding.MAX_DEPTH:
-                for inner, inner_blob, _ in _blobs(view):
-                    for name, rule in self._within(inner, inner_blob, depth=depth + 1):
-                        yield f"{form.name}/{name}", rule
+        for plain in encoding.plain_texts(blob, form):
+            for view in _views(plain, START):
+                for rule in self._rules:
+                    if any(valid_end is not None for _, valid_end in rule.candidates(view)):
+                        yield form.name, rule
+                if depth < encoding.MAX_DEPTH:
+                    for inner, inner_blob, _ in _blobs(view):
+                        for name, rule in self._within(inner, inner_blob, depth=depth + 1):
+                            yield f"{form.name}/{name}", rule
 
 
 def _views(text: str, behind: Behind) -> list[View]:
@@ -131,7 +129,9 @@ def _views(text: str, behind: Behind) -> list[View]:
 
 def _blobs(view: View) -> Iterator[tuple[encoding.Form, str, tuple[int, int]]]:
     for form in encoding.FORMS:
-        if view.longest_word < form.shortest or form.needs not in view.text:
+        if view.longest_word < form.shortest or not any(needed in view.text for needed in form.needs):
+            continue
+        if (form.lead == AT_HEX and not view.has_digit) or (form.lead == AT_UNSEEN and not view.has_unseen):
             continue
         for match in form.search.finditer(view.text, view.start):
             yield form, match.group(), match.span()

@@ -13,9 +13,20 @@ import regex
 NATIONAL_REGIONS = ("GB", "DE", "FR")
 """Countries whose phone numbers are believed without a country code; North America's have a form of their own."""
 _BARE = regex.compile(r"07[1-9][0-9]{8}|0[67][0-9]{8}|01[567][0-9]{8,9}")
-_DATE_OR_DECIMAL = regex.compile(
+# Dates, decimals, and digits in fours, as no phone is written but some mobile ones.
+_NO_NATIONAL = regex.compile(
     r"(?:0[1-9]|[12][0-9]|3[01])([./-])(?:0[1-9]|1[0-2])\1(?:[12][0-9]{3}|[0-9]{2})(?![0-9]|\1[0-9])|[0-9]+\.[0-9]+\Z"
+    r"|(?!01[567])[0-9]{4}(?: [0-9]{4})+\Z"
 )
+# Visa; Mastercard; American Express; Diners Club; JCB; Discover, UnionPay and Maestro.
+_SCHEMES = regex.compile(
+    r"4(?:[0-9]{12}|[0-9]{15}|[0-9]{18})|(?:5[1-5][0-9]{2}|222[1-9]|22[3-9][0-9]|2[3-6][0-9]{2}|27[01][0-9]|2720)[0-9]{12}"
+    r"|3[47][0-9]{13}|3(?:0[0-59]|6[0-9]|[89][0-9])[0-9]{11,16}|35(?:2[89]|[3-8][0-9])[0-9]{12,15}"
+    r"|(?:50|5[6-8]|6[0-9])[0-9]{11,17}"
+)
+# A call or an index, and what a template or a shell puts a value for.
+_CODE = regex.compile(r"[\w)\]][(\[]|[$#{]\{|\$\(|[\s:=>][${]")
+_DOUBLED = str.maketrans("0123456789", "0246813579")
 _WEIGHTS_DNI = "TRWAGMYFPDXBNJZSQVHLCKE"
 
 IBAN_LENGTHS: Mapping[int, tuple[str, ...]] = {
@@ -50,22 +61,31 @@ def digits(text: str) -> str:
 
 
 def card(text: str) -> bool:
-    """Payment cards: ISO/IEC 7812-1 check digit, 13 to 19 digits, not all alike."""
+    """Payment cards: a scheme's first digits and lengths, the check digit of ISO/IEC 7812-1, and no article number.
+
+    Of 13 digits are the oldest Visa cards and the article numbers (GS1 GTIN-13) of Germany, which have another kind of
+    check digit.
+    """
     number = digits(text)
-    if not 13 <= len(number) <= 19 or len(set(number)) == 1:
+    if not _SCHEMES.fullmatch(number) or (len(number) == 13 and _article(number)):
         return False
-    total = 0
-    for position, character in enumerate(reversed(number)):
-        value = int(character) * (2 if position % 2 else 1)
-        total += value - 9 if value > 9 else value
-    return total % 10 == 0
+    return (sum(map(int, number[-1::-2])) + sum(map(int, number[-2::-2].translate(_DOUBLED)))) % 10 == 0
+
+
+def _article(number: str) -> bool:
+    return sum(int(digit) * (3 if at % 2 else 1) for at, digit in enumerate(number)) % 10 == 0
 
 
 def iban(text: str) -> bool:
     """IBAN: ISO 13616 check digits (mod 97-10); the pattern gives each country its length."""
-    code = text.replace(" ", "")
+    code = "".join(filter(str.isalnum, text))
     rearranged = code[4:] + code[:4]
     return int("".join(str(int(character, 36)) for character in rearranged)) % 97 == 1
+
+
+def varied(text: str) -> bool:
+    """Whether there is more than one kind of character."""
+    return len(set(text)) > 1
 
 
 def ssn(text: str) -> bool:
@@ -117,7 +137,7 @@ def ip(text: str) -> bool:
     look, nor an IPv6 address of fewer than three groups, which is how slices look.
     """
     try:
-        address = ipaddress.ip_address(text)
+        address = ipaddress.ip_address(text.replace("[", "").replace("]", ""))
     except ValueError:
         return False
     if address.is_unspecified or address.is_loopback or address.is_multicast:
@@ -141,7 +161,7 @@ def national_phone(text: str) -> bool:
     Bare digits only where they can be a mobile number: too many identifiers are valid somewhere.
     """
     compact = digits(text)
-    if not 10 <= len(compact) <= 12 or _DATE_OR_DECIMAL.match(text):
+    if not 10 <= len(compact) <= 12 or _NO_NATIONAL.match(text):
         return False
     if compact == text:
         return _BARE.fullmatch(text) is not None
@@ -154,9 +174,8 @@ def north_american_phone(text: str) -> bool:
 
 
 def secret_assignment(text: str) -> bool:
-    """Whether what is assigned looks made up (it holds a digit) and is neither a call nor a variable."""
-    value = regex.split(r"[:=]\s*", text, maxsplit=1)[1]
-    return any(character in string.digits for character in value) and not regex.search(r"[(\[{$]", value)
+    """Whether a value, after a name without digits, looks made up (it holds a digit) and is no call or variable."""
+    return any(character in string.digits for character in text) and not _CODE.search(text)
 
 
 def _numbered(number: str, region: str | None) -> bool:
