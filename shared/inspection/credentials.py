@@ -82,11 +82,6 @@ _ISSUED: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
         r"e(?:yJ|yA|w0K|wo|wk)[\w-]{8,}+(?:\.e(?:yJ|yA|w0K|wo|wk)[\w-]{8,}+\.[\w-]*+|\.[\w-]*+\.[\w-]{16,24}\.[\w-]{4,}+\.[\w-]{22,}+)",
         ("eyJ", "eyA", "ew0K", "ewo", "ewk"),
     ),
-    "connection-string": (
-        "SECRET_CONNECTION_STRING",
-        r"[A-Za-z][A-Za-z0-9+.-]{1,30}://[^\s:@/]{0,128}:[^\s/]{1,256}@[^\s/@]{1,255}",
-        ("://",),
-    ),
 }
 
 _PASSWORD = r"(?:pass(?:word|wd|phrase|code)|pwd|passwort|kennwort|mot\s{1,4}de\s{1,4}passe|contrase[nñ]a)"  # noqa: S105  (not a password)
@@ -101,8 +96,15 @@ _NEEDS = ("pass", "pwd", "secret", "key", "token", "kennwort", "contrase")
 
 SECRET: Sequence[Rule] = (
     *(
-        Rule(name=name, kind=kind, pattern=AT_WORD + pattern, needs=needs, lead=AT_WORD)
+        Rule(name=name, kind=kind, pattern=AT_WORD + pattern, needs=needs, lead=AT_WORD, shortest=15)
         for name, (kind, pattern, needs) in _ISSUED.items()
+    ),
+    Rule(
+        name="connection-string",
+        kind="SECRET_CONNECTION_STRING",
+        pattern=AT_WORD + r"[A-Za-z][A-Za-z0-9+.-]{1,30}://[^\s:@/]{0,128}:[^\s/]{1,256}@[^\s/@]{1,255}",
+        lead=AT_WORD,
+        needs=("://",),
     ),
     Rule(
         name="private-key",

@@ -36,7 +36,9 @@ _NOT_HEX = re.compile(r"0[xX]|\\x|[^0-9A-Fa-f]")
 _INK = "[!#-&(-;=?-~]"
 _BACKSLASH = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4}))")
 
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 # A run of well-formed UTF-8 without controls, in bytes that are no text as a whole.
+_RUN_BYTES = re.compile(rb"[\t\n\r -~\x80-\xf4]{12,}")
 _RUN = re.compile(rb"(?:[\t\n\r -~]|[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}){12,}+")
 
 
@@ -156,14 +158,17 @@ def plain_texts(blob: str, form: Form) -> list[str]:
     """Return what `blob` may decode to: whole where it is mostly printable text, else the runs of text in it."""
     texts: list[str] = []
     for data in form.decode(blob):
-        # Without NUL, UTF-16 and UTF-32 of Latin text are that text.
-        text = _text(data.replace(b"\0", b""))
+        text = _text(data)
         if text and not any(text in other for other in texts):
             texts.append(text)
     return texts
 
 
 def _text(data: bytes) -> str:
+    if data.startswith(_UTF16_MARKS):
+        return data[: len(data) & ~1].decode("utf-16", "ignore")
+    # Without NUL, UTF-16 and UTF-32 of Latin text are that text.
+    data = data.replace(b"\0", b"")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -171,4 +176,5 @@ def _text(data: bytes) -> str:
     seen = text.translate(_WHITE)
     if seen and (seen.isprintable() or sum(map(str.isprintable, seen)) >= _PRINTABLE_SHARE * len(seen)):
         return text
-    return "\n".join(run.decode("utf-8", "ignore") for run in _RUN.findall(data))
+    runs = (run for part in _RUN_BYTES.findall(data) for run in _RUN.findall(part))
+    return "\n".join(run.decode("utf-8", "ignore") for run in runs)

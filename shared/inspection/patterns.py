@@ -18,7 +18,7 @@ from shared.inspection.rules import AT_DIGIT, AT_MARK, AT_UNSEEN, AT_WORD, TAGS,
 _A = AT_WORD
 _Z = r"(?![A-Za-z0-9])"
 _ESCAPED = r"(?<=\\[nrt])"
-_ALONE = rf"(?:(?<![\w-])|{_ESCAPED})"
+_ALONE = rf"(?<![\d-])(?:(?<!\w)|{_ESCAPED})"
 # Neither a part of a longer number, nor of a digest.
 _CARD_START = r"(?<!\d)(?<!\d[.-])(?<![0-9a-f]{4}[a-f])(?<![0-9A-F]{4}[A-F])"
 _CARD_END = r"(?!\d|\.\d|[a-f][0-9a-f]{4}|[A-F][0-9A-F]{4})"
@@ -34,6 +34,9 @@ _NO_ADDRESS = (
     r"(?<!(?i:\b(?:version|build|release|section|sections|chapter|firmware|rev|clause|kapitel|abschnitt)[ :=]{1,2}"
     r"|§ ?|\brc\d{1,2} ))"
 )
+
+# Between the name of a number and the number.
+_NUMBER_IS = r"(?:[ _-](?:number|num|no|nr|id))?(?:[\"':=#.\s]|is\s){0,4}"
 
 
 def _card(name: str, digits: str) -> Rule:
@@ -78,11 +81,12 @@ PERSONAL: Sequence[Rule] = (
     _card("15", rf"3[47]\d{{2}}(?:(?:{_GAP})?\d{{6}}(?:{_GAP})?\d{{5}}|(?:{_GAP}\d{{4}}){{2}}{_GAP}\d{{3}})"),
     _card("14", rf"3[0689]\d{{2}}(?:(?:{_GAP})?\d{{6}}(?:{_GAP})?\d{{4}}|(?:{_GAP}\d{{4}}){{2}}{_GAP}\d{{2}})"),
     _card("unspaced", r"(?<!\+)[3-6]\d{12,18}"),
+    _card("spelled", r"(?<!\d[ -])[3-6](?:(?: \d){12,18}|(?:-\d){12,18})(?![ -]\d)"),
     Rule(
         name="ssn",
         lead=AT_DIGIT,
         kind="PERSONAL_US_SSN",
-        pattern=rf"{_ALONE}\d{{3}}(?:-\d{{2}}-| \d{{2}} )\d{{4}}(?![\w-])",
+        pattern=rf"(?=\d{{3}}[ -]){_ALONE}\d{{3}}(?:-\d{{2}}-| \d{{2}} )\d{{4}}(?![\w-])",
         valid=validators.ssn,
         digits=9,
     ),
@@ -90,9 +94,29 @@ PERSONAL: Sequence[Rule] = (
         name="nhs",
         lead=AT_DIGIT,
         kind="PERSONAL_UK_NHS",
-        pattern=rf"{_ALONE}\d{{3}}[ -]\d{{3}}[ -]\d{{4}}(?![\w-])",
+        pattern=rf"(?=\d{{3}}[ -]){_ALONE}\d{{3}}[ -]\d{{3}}[ -]\d{{4}}(?![\w-])",
         valid=validators.nhs,
         digits=10,
+    ),
+    Rule(
+        name="ssn-named",
+        lead=AT_WORD,
+        kind="PERSONAL_US_SSN",
+        pattern=rf"{_A}(?:ssn|social security){_NUMBER_IS}\d{{9}}(?!\w)",
+        valid=validators.ssn,
+        ignore_case=True,
+        needs=("ssn", "social security"),
+        needs_digit=True,
+    ),
+    Rule(
+        name="nhs-named",
+        lead=AT_WORD,
+        kind="PERSONAL_UK_NHS",
+        pattern=rf"{_A}nhs{_NUMBER_IS}\d{{10}}(?!\w)",
+        valid=validators.nhs,
+        ignore_case=True,
+        needs=("nhs",),
+        needs_digit=True,
     ),
     Rule(
         name="nino",
@@ -106,7 +130,7 @@ PERSONAL: Sequence[Rule] = (
         name="dni",
         lead=AT_DIGIT,
         kind="PERSONAL_ES_ID",
-        pattern=rf"{_A}[XYZ\d][ -]?\d{{7}}[ -]?[A-Z]{_Z}",
+        pattern=rf"(?<!\d)(?=[XYZ\d][ -]?\d{{7}}){_A}[XYZ\d][ -]?\d{{7}}[ -]?[A-Z]{_Z}",
         valid=validators.dni,
         digits=7,
     ),
@@ -114,7 +138,8 @@ PERSONAL: Sequence[Rule] = (
         name="steuer-id",
         lead=AT_DIGIT,
         kind="PERSONAL_DE_TAX_ID",
-        pattern=rf"(?:(?<![\w.-])|{_ESCAPED})(?:\d{{2}} \d{{3}} \d{{3}} \d{{3}}|\d{{11}})(?![\w-])",
+        pattern=rf"(?<![\d.-])(?=\d\d[ \d]\d)(?:(?<!\w)|{_ESCAPED})"
+        r"(?:\d{2} \d{3} \d{3} \d{3}|\d{11})(?![\w-])",
         valid=validators.german_tax_id,
         digits=11,
     ),
@@ -122,7 +147,7 @@ PERSONAL: Sequence[Rule] = (
         name="nir",
         lead=AT_DIGIT,
         kind="PERSONAL_FR_NIR",
-        pattern=rf"(?:(?<!\w)|{_ESCAPED})"
+        pattern=rf"(?<!\d)(?=[12] ?\d\d)(?:(?<!\w)|{_ESCAPED})"
         r"[12] ?\d{2} ?(?:0[1-9]|[1-9]\d) ?(?:\d{2}|2[AB]) ?\d{3} ?\d{3} ?\d{2}(?!\w)",
         valid=validators.french_nir,
         digits=13,
@@ -170,53 +195,60 @@ PERSONAL: Sequence[Rule] = (
         name="phone-north-america",
         lead=AT_DIGIT,
         kind="PERSONAL_PHONE",
-        pattern=rf"(?=[1-9(][\d .-])(?:(?<![\w+,])(?<!\d:)(?<!\w[.\-/]){_NO_PHONE}|{_ESCAPED})(?:1[ .-])?"
-        r"(?:\([2-9]\d{2}\) {0,2}(?:- ?)?|[2-9]\d{2}(?:[ ./-]| - ))[2-9]\d{2}(?:[ .-]| - )\d{4}(?!\w|[.\-/]\d)",
+        pattern=rf"(?<!\d)(?=(?:1[ .-])?\(?[2-9]\d\d)(?:(?<![\w+,])(?<!\d:)(?<!\w[.\-/]){_NO_PHONE}|{_ESCAPED})"
+        r"(?:1[ .-])?(?:\([2-9]\d{2}\) {0,2}(?:- ?)?|[2-9]\d{2}(?:[ ./-]| - ))[2-9]\d{2}(?:[ .-]| - )\d{4}"
+        r"(?!\w|[.\-/]\d)",
         valid=validators.north_american_phone,
         digits=10,
         score=0.8,
     ),
 )
 
-_S = r"\s{1,8}"
-_ALL = r"(?:(?:all|any|the|your|my|these|those|of|previous|prior|above|earlier|preceding|foregoing|system)\s{1,8}){0,5}"
-_RULES = r"(?:instructions?|prompts?|rules?|directives?|guidelines?|context|messages?|restrictions?)"
+_S = r"[\s_]{1,8}"
+# What ends no phrase of those that nobody writes by chance.
+_P = r"[\s_.,;:!?'\"*/|~<>()\[\]{}+=#&-]{1,8}"
+_WHICH = "all|any|the|your|my|these|those|of|previous|prior|above|earlier|preceding|foregoing|system"
+_RULES = "(?:instructions?|prompts?|rules?|directives?|guidelines?|context|messages?|restrictions?)"
 _INJECTIONS: Mapping[str, tuple[float, tuple[str, ...], str]] = {
     "override": (
         0.9,
-        ("ignore", "disregard", "forget", "override", "bypass", "skip"),
-        rf"\b(?:ignore|disregard|forget|override|bypass|skip){_S}{_ALL}(?:previous|prior|above|earlier|preceding|system|all){_S}{_ALL}{_RULES}\b",
+        ("ignore", "disregard", "forget"),
+        rf"(?:ignore|disregard|forget){_P}(?:(?:{_WHICH}){_P}){{0,5}}"
+        rf"(?:previous|prior|above|earlier|preceding|system|all){_P}(?:(?:{_WHICH}){_P}){{0,5}}{_RULES}",
+    ),
+    "bypass": (
+        0.9,
+        ("override", "bypass", "skip"),
+        rf"(?:override|bypass|skip){_S}(?:(?:{_WHICH}){_S}){{0,5}}"
+        rf"(?:previous|prior|above|earlier|preceding|system|all){_S}(?:(?:{_WHICH}){_S}){{0,5}}{_RULES}",
     ),
     "override-short": (
         0.7,
         ("ignore", "disregard", "forget"),
-        rf"\b(?:ignore|disregard|forget){_S}(?:all|your|the|my){_S}{_RULES}\b",
+        rf"(?:ignore|disregard|forget){_S}(?:all|your|the|my){_S}{_RULES}",
     ),
     "reveal": (
         0.8,
         ("prompt", "instructions"),
-        rf"\b(?:reveal|show|print|repeat|output|tell{_S}me|display|leak){_S}(?:me{_S})?(?:your|the){_S}"
-        rf"(?:(?:full|entire|exact|original|hidden|initial|secret){_S}){{0,3}}(?:system{_S})?(?:prompt|instructions)\b",
+        rf"(?:reveal|show|print|repeat|output|tell{_S}me|display|leak){_S}(?:me{_S})?(?:your|the){_S}"
+        rf"(?:(?:full|entire|exact|original|hidden|initial|secret){_S}){{0,3}}(?:system{_S})?(?:prompt|instructions)",
     ),
     "role": (
         0.8,
         ("jailbroken", "unrestricted", "unfiltered", "evil", "uncensored", "dan"),
-        rf"\b(?:you{_S}are{_S}now|act{_S}as|pretend{_S}(?:to{_S}be|you{_S}are)){_S}(?:an?{_S}|the{_S})?(?:DAN|jailbroken|unrestricted|unfiltered|evil|uncensored)\b",
+        rf"(?:you{_P}are{_P}now|act{_P}as|pretend{_P}(?:to{_P}be|you{_P}are)){_P}(?:an?{_P}|the{_P})?"
+        r"(?:DAN|jailbroken|unrestricted|unfiltered|evil|uncensored)",
     ),
     "mode": (
         0.8,
         ("mode",),
-        rf"\b(?:developer|debug|god|jailbreak|DAN|sudo|admin){_S}mode{_S}(?:is{_S})?(?:now{_S})?(?:on|enabled|activated|engaged)\b",
+        rf"(?:developer|debug|god|jailbreak|DAN|sudo|admin){_S}mode{_S}(?:is{_S})?(?:now{_S})?"
+        r"(?:on|enabled|activated|engaged)",
     ),
     "no-limits": (
         0.7,
         ("restriction", "filter", "safety", "guardrail", "censorship", "polic"),
-        rf"\b(?:without|no){_S}(?:any{_S})?(?:restrictions|filters|safety|guardrails|censorship|content{_S}polic(?:y|ies))\b",
-    ),
-    "new-instructions": (
-        0.7,
-        ("instruction",),
-        r"(?<![^\n])\s{0,8}(?:new|updated|real)\s{1,8}(?:system\s{1,8})?instructions?\s{0,4}:",
+        rf"(?:without|no){_S}(?:any{_S})?(?:restrictions|filters|safety|guardrails|censorship|content{_S}polic(?:y|ies))",
     ),
 }
 # Letters that nobody sees and some models read; the longest flag emoji has six tags. Marks of several kinds in a row
@@ -228,7 +260,7 @@ INJECTION: Sequence[Rule] = (
         Rule(
             name=f"injection-{name}",
             kind="INJECTION",
-            pattern=pattern,
+            pattern=f"{_A}{pattern}{_Z}",
             lead=AT_WORD,
             needs=needs,
             score=score,
@@ -236,6 +268,16 @@ INJECTION: Sequence[Rule] = (
             ignore_case=True,
         )
         for name, (score, needs, pattern) in _INJECTIONS.items()
+    ),
+    Rule(
+        name="injection-new-instructions",
+        kind="INJECTION",
+        pattern=r"(?<![^\n])\s{0,8}(?:new|updated|real)\s{1,8}(?:system\s{1,8})?instructions?\s{0,4}:",
+        lead=AT_WORD,
+        needs=("instruction",),
+        score=0.7,
+        label="new-instructions",
+        ignore_case=True,
     ),
     Rule(name="injection-hidden", kind="INJECTION", lead=AT_UNSEEN, pattern=_TAGS, score=0.9, label="hidden"),
     Rule(

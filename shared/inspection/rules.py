@@ -5,21 +5,23 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import regex
 
 LOOK_BEHIND = 24
-MATCH_SECONDS = 0.25
-"""No search of a short text may take longer: hostile text must not hold a worker. The TimeoutError fails closed."""
-# For each of this many characters a rule has as long again, its checks included: a long table is no attack.
-_MATCH_CHARACTERS = 1 << 14
+SCAN_SECONDS = 0.25
+SCAN_CHARACTERS = 1 << 15
+MAX_DECODED_TEXTS = 1 << 12
+MAX_DECODED_CHARACTERS = 1 << 20
 _DIGIT = re.compile("[0-9]")
 _DIGITS = re.compile("[0-9]{2,}+")
 # Digits with little between them, and how far to the sides a number and what it is told by may reach.
 _NUMBER = re.compile(r"[0-9](?:[AB]?[ ()\[\]._/+-]{0,3}[0-9]){6,}+")
 _NUMBER_BEFORE, _NUMBER_AFTER = 5, 8
+# No rule matches more digits in a row, nor a part of them.
+_MOST_DIGITS = 19
 
 # Characters without a shape of their own: Unicode tags, variation selectors, zero-width and bidirectional marks.
 TAGS = "\U000e0020-\U000e007e"
@@ -35,6 +37,7 @@ AT_MARK = r"(?=[<\[-])"
 AT_UNSEEN = f"(?=[{TAGS}{UNSEEN}])"
 AT_WORD = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))"
 """The start of a word, or what follows an escaped line end or tab."""
+_WORD_START = re.compile(AT_WORD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,8 @@ class Rule:
     looks like a match hides none, save where `overlapping` is false because its matches have no bound. With `trim`, a
     match that is not valid is tried again without what `trim` matches. With `digits`, every match holds as many (seven
     at least) with at most three separators between them, and begins and ends within five characters of those; where
-    `country`, it begins with two letters, perhaps a space, and two digits. Both only save looking elsewhere.
+    `country`, it begins a word with two letters, perhaps a space, and two digits; it holds `shortest` characters
+    without white space. All of these only save looking elsewhere.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Rule:
     needs_digit: bool = False
     digits: int = 0
     country: bool = False
+    shortest: int = 0
     score: float = 1.0
     label: str = ""
     ignore_case: bool = False
@@ -70,21 +75,30 @@ class Rule:
         flags = (regex.IGNORECASE if self.ignore_case else 0) | (regex.ASCII if self.ascii else 0)
         object.__setattr__(self, "search", regex.compile(self.pattern, flags))
 
-    def candidates(self, view: View) -> Iterator[tuple[tuple[int, int], int | None]]:
-        """Yield the span of every match in the view, and where what is valid of it ends, if anything is."""
-        if (self.needs_digit and not view.has_digit) or (self.lead == AT_UNSEEN and not view.has_unseen):
-            return
-        text = view.lowered if self.ignore_case else view.text
-        if self.needs and not any(needed in text for needed in self.needs):
-            return
-        left = MATCH_SECONDS * (1 + len(view.text) / _MATCH_CHARACTERS)
-        deadline = time.monotonic() + left
-        for match in self._matches(view, left):
-            yield match.span(), self._valid_end(match)
-            if time.monotonic() > deadline:
-                raise TimeoutError
+    def candidates(self, view: View) -> Iterable[tuple[tuple[int, int], int | None]]:
+        """Return the span of every match in the view, and where what is valid of it ends, if anything is.
 
-    def _matches(self, view: View, seconds: float) -> Iterator[regex.Match[str]]:
+        Raises TimeoutError when the view's scan has used up its time.
+        """
+        return self._candidates(view) if self._possible(view) else ()
+
+    def _possible(self, view: View) -> bool:
+        if self.shortest > view.longest_word or (self.needs_digit and not view.has_digit):
+            return False
+        if (self.digits and not view.numbers) or (self.country and not view.countries):
+            return False
+        if self.lead == AT_UNSEEN and not view.has_unseen:
+            return False
+        text = view.lowered if self.ignore_case else view.text
+        return not self.needs or any(needed in text for needed in self.needs)
+
+    def _candidates(self, view: View) -> Iterator[tuple[tuple[int, int], int | None]]:
+        for match in self._matches(view):
+            yield match.span(), self._valid_end(match)
+            view.effort.seconds()
+
+    def _matches(self, view: View) -> Iterator[regex.Match[str]]:
+        seconds = view.effort.seconds()
         if self.country:
             for start in view.countries:
                 match = self.search.match(view.text, start, timeout=seconds)
@@ -108,11 +122,45 @@ class Rule:
         return match.start() + len(value)
 
 
+class Effort:
+    """What one scan has left: SCAN_SECONDS and as long again for each SCAN_CHARACTERS, and texts to decode.
+
+    Hostile text must not hold a worker; a long table is no attack, nor is a busy machine: the seconds are those of the
+    thread. What is used up raises TimeoutError.
+    """
+
+    def __init__(self, length: int) -> None:
+        """Begin the scan of `length` characters."""
+        self._left = SCAN_SECONDS * (1 + length / SCAN_CHARACTERS)
+        self._end = time.thread_time() + self._left
+        self._look = time.monotonic() + self._left
+        self._texts = MAX_DECODED_TEXTS
+        self._characters = MAX_DECODED_CHARACTERS
+
+    def seconds(self) -> float:
+        """Return the seconds left, when last looked at; no thread's clock is faster than the wall's."""
+        now = time.monotonic()
+        if now > self._look:
+            self._left = self._end - time.thread_time()
+            if self._left <= 0:
+                raise TimeoutError
+            self._look = now + self._left
+        return self._left
+
+    def decode(self, text: str) -> None:
+        """Count a text that was decoded."""
+        self._texts -= 1
+        self._characters -= len(text)
+        if self._texts < 0 or self._characters < 0:
+            raise TimeoutError
+
+
 class View:
     """One reading of a text: its characters from `start` on are inspected, those before are only looked back at."""
 
-    def __init__(self, text: str, start: int, origin: Sequence[int]) -> None:
+    def __init__(self, text: str, start: int, origin: Sequence[int], effort: Effort) -> None:
         """`origin` gives for each character from `start` on the offset in the inspected text."""
+        self.effort = effort
         self.text = text
         self.start = start
         self.lowered = text.lower()
@@ -123,23 +171,28 @@ class View:
 
     @functools.cached_property
     def numbers(self) -> Sequence[tuple[int, int, int]]:
-        """Where numbers of seven digits and more are, with what a rule may look at around them, and their digits."""
-        return [
-            (
-                max(match.start() - _NUMBER_BEFORE, self.start),
-                match.end() + _NUMBER_AFTER,
-                sum(map(str.isdecimal, match.group())),
-            )
-            for match in _NUMBER.finditer(self.text, self.start)
-        ]
+        """Where numbers of seven digits and more are, with what a rule may look at around them, and their digits.
+
+        Neighbours are joined: the digits are then those of the longest.
+        """
+        numbers: list[tuple[int, int, int]] = []
+        for match in _NUMBER.finditer(self.text, self.start) if self.has_digit else ():
+            digits = sum(map(str.isdecimal, match.group()))
+            if digits <= _MOST_DIGITS or digits < match.end() - match.start():
+                start, end = max(match.start() - _NUMBER_BEFORE, self.start), match.end() + _NUMBER_AFTER
+                if numbers and start <= numbers[-1][1]:
+                    start, _, most = numbers.pop()
+                    digits = max(digits, most)
+                numbers.append((start, end, digits))
+        return numbers
 
     @functools.cached_property
     def countries(self) -> Sequence[int]:
-        """Where two letters, perhaps a space, and two digits begin."""
+        """Where a word begins with two letters, perhaps a space, and two digits."""
         starts = []
-        for match in _DIGITS.finditer(self.text, self.start):
+        for match in _DIGITS.finditer(self.text, self.start) if self.has_digit else ():
             start = match.start() - (3 if self.text[match.start() - 1 : match.start()] == " " else 2)
-            if start >= self.start and self.text[start : start + 2].isalpha():
+            if start >= self.start and self.text[start : start + 2].isalpha() and _WORD_START.match(self.text, start):
                 starts.append(start)
         return starts
 

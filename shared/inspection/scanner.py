@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from shared.inspection import credentials, encoding, patterns
 from shared.inspection.findings import Finding
 from shared.inspection.normalisation import normalise
-from shared.inspection.rules import AT_HEX, AT_UNSEEN, LOOK_BEHIND, MATCH_SECONDS, Rule, View, growing
+from shared.inspection.rules import AT_HEX, AT_UNSEEN, LOOK_BEHIND, Effort, Rule, View, growing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +55,25 @@ class Scanner:
         self._growing = growing(self._rules, [(form.lead, form.search) for form in encoding.FORMS])
 
     def scan(self, text: str) -> tuple[Finding, ...]:
-        """Return the findings of a whole text, by start. Raises TimeoutError on text made to be slow."""
+        """Return the findings of a whole text, by start.
+
+        Raises TimeoutError on text made to be slow: when all searches, those of decoded texts too, take more of the
+        processor than SCAN_SECONDS and as long again for each SCAN_CHARACTERS of the text (0.25 s; 2.25 s at 256 KiB),
+        a search that is under way as long again at most; or when more than MAX_DECODED_TEXTS different texts (4096), or
+        MAX_DECODED_CHARACTERS in all (1 Mi), come out of its encodings. Callers MUST then refuse the text.
+        """
         return self.examine(text, behind=START, final=True).findings
 
     def examine(
         self, text: str, *, behind: Behind, final: bool, keep: Sequence[tuple[int, int]] = (), before: int | None = None
     ) -> Scan:
-        """Scan `text`, which follows `behind`. Raises TimeoutError on text made to be slow.
+        """Scan `text`, which follows `behind`. Raises TimeoutError as `scan` does.
 
         Unless `final`, the text may go on. `keep` are spans that the stable offset must not cut either, and `before`
         an offset that it must not pass.
         """
-        views = _views(text, behind)
+        effort = Effort(len(text))
+        views = _views(text, behind, effort)
         stable = len(text) if before is None else before
         if not final:
             stable = min(stable, *(self._open(view, len(text)) for view in views))
@@ -74,6 +81,8 @@ class Scanner:
                 return Scan(findings=(), stable=0)
         findings: set[Finding] = set()
         spans = list(keep)
+        # What a blob hides; texts repeat their words.
+        hidden: dict[tuple[str, str], set[tuple[str, Rule]]] = {}
         for view in views:
             for rule in self._rules:
                 for (start, end), valid_end in rule.candidates(view):
@@ -83,9 +92,9 @@ class Scanner:
             for form, blob, (start, end) in _blobs(view):
                 span = view.span(start, end)
                 spans.append(span)
-                findings.update(
-                    _finding(rule, f"{name}/{rule.name}", span) for name, rule in self._within(form, blob, depth=1)
-                )
+                if (form.name, blob) not in hidden:
+                    hidden[form.name, blob] = set(self._within(form, blob, effort, depth=1))
+                findings.update(_finding(rule, f"{name}/{rule.name}", span) for name, rule in hidden[form.name, blob])
         for start, end in sorted(spans, reverse=True):
             if start < stable < end:
                 stable = start
@@ -99,31 +108,33 @@ class Scanner:
         """Return where the leftmost match that more text could make or change begins."""
         found = length
         for pattern in self._growing:
-            match = pattern.search(view.text, pos=view.start, partial=True, timeout=MATCH_SECONDS)
+            match = pattern.search(view.text, pos=view.start, partial=True, timeout=view.effort.seconds())
             if match is not None:
                 found = min(found, view.offset(match.start(), length))
         return found
 
-    def _within(self, form: encoding.Form, blob: str, *, depth: int) -> Iterator[tuple[str, Rule]]:
+    def _within(self, form: encoding.Form, blob: str, effort: Effort, *, depth: int) -> Iterator[tuple[str, Rule]]:
         """Yield what a blob hides and in which encodings. It cannot be edited inside, so that where does not matter."""
+        effort.seconds()
         for plain in encoding.plain_texts(blob, form):
-            for view in _views(plain, START):
+            effort.decode(plain)
+            for view in _views(plain, START, effort):
                 for rule in self._rules:
                     if any(valid_end is not None for _, valid_end in rule.candidates(view)):
                         yield form.name, rule
                 if depth < encoding.MAX_DEPTH:
                     for inner, inner_blob, _ in _blobs(view):
-                        for name, rule in self._within(inner, inner_blob, depth=depth + 1):
+                        for name, rule in self._within(inner, inner_blob, effort, depth=depth + 1):
                             yield f"{form.name}/{name}", rule
 
 
-def _views(text: str, behind: Behind) -> list[View]:
-    views = [View(behind.raw + text, len(behind.raw), range(len(text)))]
+def _views(text: str, behind: Behind, effort: Effort) -> list[View]:
+    views = [View(behind.raw + text, len(behind.raw), range(len(text)), effort)]
     normal = normalise(text)
     if normal is not None:
-        views.append(View(behind.normal + normal.text, len(behind.normal), normal.origin))
+        views.append(View(behind.normal + normal.text, len(behind.normal), normal.origin, effort))
     elif behind.raw != behind.normal:
-        views.append(View(behind.normal + text, len(behind.normal), range(len(text))))
+        views.append(View(behind.normal + text, len(behind.normal), range(len(text)), effort))
     return views
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from shared.inspection.findings import HOLD_BACK, Action, Finding
 from shared.inspection.redaction import GROWING_SURROGATE, SURROGATE, Surrogates, groups, replacement
-from shared.inspection.rules import MATCH_SECONDS
+from shared.inspection.rules import SCAN_SECONDS
 from shared.inspection.scanner import START, Scan, Scanner
 
 _STEP = 256
@@ -148,7 +148,7 @@ class StreamInspector:
         ]
         if final:
             return spans, len(self._buffer)
-        growing = GROWING_SURROGATE.search(self._buffer, partial=True, timeout=MATCH_SECONDS)
+        growing = GROWING_SURROGATE.search(self._buffer, partial=True, timeout=SCAN_SECONDS)
         return spans, len(self._buffer) if growing is None else growing.start()
 
     def _restored(self, start: int, end: int, surrogates: list[tuple[int, int]]) -> str:

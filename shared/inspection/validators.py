@@ -27,6 +27,7 @@ _SCHEMES = regex.compile(
 # A call or an index, and what a template or a shell puts a value for.
 _CODE = regex.compile(r"[\w)\]][(\[]|[$#{]\{|\$\(|[\s:=>][${]")
 _DOUBLED = str.maketrans("0123456789", "0246813579")
+_LETTER_VALUES = str.maketrans({letter: str(value) for value, letter in enumerate(string.ascii_uppercase, start=10)})
 _WEIGHTS_DNI = "TRWAGMYFPDXBNJZSQVHLCKE"
 
 IBAN_LENGTHS: Mapping[int, tuple[str, ...]] = {
@@ -78,9 +79,8 @@ def _article(number: str) -> bool:
 
 def iban(text: str) -> bool:
     """IBAN: ISO 13616 check digits (mod 97-10); the pattern gives each country its length."""
-    code = "".join(filter(str.isalnum, text))
-    rearranged = code[4:] + code[:4]
-    return int("".join(str(int(character, 36)) for character in rearranged)) % 97 == 1
+    code = "".join(filter(str.isalnum, text)).upper()
+    return int((code[4:] + code[:4]).translate(_LETTER_VALUES)) % 97 == 1
 
 
 def varied(text: str) -> bool:
