@@ -38,6 +38,8 @@ _NO_ADDRESS = (
 # Between the name of a number and the number.
 _NUMBER_IS = r"(?:[ _-](?:number|num|no|nr|id))?(?:[\"':=#.\s]|is\s){0,4}"
 
+_NO_UUID = r"(?!(?<=[0-9a-f]{4}-)(?:[0-9a-f]{4}-){1,3}[0-9a-f]{12}(?![A-Za-z0-9]))"
+
 
 def _card(name: str, digits: str) -> Rule:
     return Rule(
@@ -71,7 +73,7 @@ PERSONAL: Sequence[Rule] = (
         name="iban",
         lead=AT_WORD,
         kind="PERSONAL_IBAN",
-        pattern=rf"{_A}"
+        pattern=rf"{_A}{_NO_UUID}"
         rf"(?:{'|'.join(_iban(*item) for item in validators.IBAN_LENGTHS.items())}){_Z}",
         valid=validators.iban,
         country=True,
@@ -164,7 +166,7 @@ PERSONAL: Sequence[Rule] = (
     Rule(
         name="ipv6",
         kind="PERSONAL_IP",
-        pattern=r"(?:(?<![\w:.])|(?<=\b[A-Za-z]{2}:))(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])",
+        pattern=r"(?:(?<![\w:.])|(?<=\b[G-Zg-z][A-Za-z]:))(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])",
         valid=validators.ip,
         needs=(":",),
         needs_digit=True,

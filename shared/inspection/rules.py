@@ -15,6 +15,7 @@ SCAN_SECONDS = 0.25
 SCAN_CHARACTERS = 1 << 15
 MAX_DECODED_TEXTS = 1 << 12
 MAX_DECODED_CHARACTERS = 1 << 20
+"""The bounds of one scan; see `Effort`."""
 _DIGIT = re.compile("[0-9]")
 _DIGITS = re.compile("[0-9]{2,}+")
 # Digits with little between them, and how far to the sides a number and what it is told by may reach.

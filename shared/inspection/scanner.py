@@ -10,6 +10,9 @@ from shared.inspection.findings import Finding
 from shared.inspection.normalisation import normalise
 from shared.inspection.rules import AT_HEX, AT_UNSEEN, LOOK_BEHIND, Effort, Rule, View, growing
 
+# Of so few characters a search costs no more than a match.
+_SHORT = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class Behind:
@@ -106,6 +109,11 @@ class Scanner:
 
     def _open(self, view: View, length: int) -> int:
         """Return where the leftmost match that more text could make or change begins."""
+        # What is held for long mostly begins where the text does.
+        if len(view.text) - view.start > _SHORT:
+            for pattern in self._growing:
+                if pattern.match(view.text, pos=view.start, partial=True, timeout=view.effort.seconds()):
+                    return view.offset(view.start, length)
         found = length
         for pattern in self._growing:
             match = pattern.search(view.text, pos=view.start, partial=True, timeout=view.effort.seconds())

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.inspection import rules
 from shared.inspection import scanner as scanner_module
 from shared.inspection.findings import Finding
 from shared.inspection.patterns import KINDS
@@ -164,6 +165,7 @@ def test_neighbouring_characters_do_not_hide_a_value(text: str, kind: str, value
         "SELECT id, name FROM t WHERE id IN (1029384756, 2048576102) AND ts >= 1715509800123;",
         'secret = os.getenv("SECRET_1"), password=$PASSWORD1, api_key: ${API_KEY_2}, token={{ token1 }}',
         "GET /api/v1/items?page=2&sort=-created_at&filter%5Bname%5D=caf%C3%A9 HTTP/1.1",
+        "5a1b1aa0-1e0c-4e2f-be50-4a0b01e0d100 and 95:8f:1f:aa:bc:95:8f:1f:aa:07:4d:9e:db:06:1b:c0:11:22:33:44",
         "dapper people, r8 and dp. hvs; ewok, eyjafjallajökull; sig=none; sk-learn, task-force-of-the-year",
         "<b>bold</b> a<b and x[0] 50% of all",
     ],
@@ -253,6 +255,17 @@ HOSTILE = {
     "invisible": "\u200b",
     "wide": "１",
     "expanding": "\ufdfa",
+    "escapes": "\\x41",
+    "references": "&#65;",
+    "hexadecimal pairs": "41 ",
+    "tags": "\U000e0041",
+    "selectors": "\ufe01",
+    "joined": "ignore_all_",
+    "said": "password is ",
+    "bearer": "bearer ",
+    "named": "SSN 12345678 ",
+    "countries": "AB12",
+    "spelled": "4-",
 }
 
 
@@ -280,6 +293,34 @@ def test_work_grows_with_the_text_and_not_faster(monkeypatch: pytest.MonkeyPatch
             samples.SCANNER.scan((piece * size)[:size])
             work.append(sum(tried) + len(tried))
         assert work[1] <= 5 * work[0] + 1000, piece
+
+
+def test_more_decoded_texts_than_allowed_end_a_scan() -> None:
+    blobs = [samples.base64_of(f"plain words {number}") for number in range(rules.MAX_DECODED_TEXTS + 1)]
+    assert samples.SCANNER.scan(" ".join(blobs[:2000])) == ()
+    with pytest.raises(TimeoutError):
+        samples.SCANNER.scan(" ".join(blobs))
+
+
+def test_a_repeated_blob_is_decoded_once() -> None:
+    text = (samples.base64_of("mail ada@example.org") + " ") * (rules.MAX_DECODED_TEXTS + 1)
+    assert len([item for item in samples.SCANNER.scan(text) if item.kind == "PERSONAL_EMAIL"]) == (
+        rules.MAX_DECODED_TEXTS + 1
+    )
+
+
+def test_more_decoded_characters_than_allowed_end_a_scan() -> None:
+    words = "plain words and more "
+    assert samples.SCANNER.scan(samples.base64_of(words * (rules.MAX_DECODED_CHARACTERS // 2 // len(words)))) == ()
+    with pytest.raises(TimeoutError):
+        samples.SCANNER.scan(samples.base64_of(words * (rules.MAX_DECODED_CHARACTERS // len(words) + 1)))
+
+
+@pytest.mark.parametrize("text", ["mail ada@example.org", samples.base64_of("mail ada@example.org")])
+def test_a_scan_ends_when_its_time_is_used_up(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "SCAN_SECONDS", 0.0)
+    with pytest.raises(TimeoutError):
+        samples.SCANNER.scan(text)
 
 
 def test_nested_encodings_do_not_multiply() -> None:
