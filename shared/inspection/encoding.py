@@ -6,7 +6,7 @@ front hides nothing.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import html
 import re
 import urllib.parse
@@ -63,7 +63,7 @@ def _base64(blob: str) -> Iterator[bytes]:
     for first in range(4):
         part = letters[first:]
         part = part[: len(part) - (len(part) % 4 == 1)]  # no encoding ends so; the rest may be one
-        yield base64.b64decode(part + "=" * (-len(part) % 4))
+        yield binascii.a2b_base64(part + "=" * (-len(part) % 4))
 
 
 def _hex(blob: str) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ import regex
 
 LOOK_BEHIND = 24
 SCAN_SECONDS = 0.25
-SCAN_CHARACTERS = 1 << 15
+SCAN_CHARACTERS = 1 << 16
 MAX_DECODED_TEXTS = 1 << 12
 MAX_DECODED_CHARACTERS = 1 << 20
 """The bounds of one scan; see `Effort`."""
@@ -21,6 +21,8 @@ _DIGITS = re.compile("[0-9]{2,}+")
 # Digits with little between them, and how far to the sides a number and what it is told by may reach.
 _NUMBER = re.compile(r"[0-9](?:[AB]?[ ()\[\]._/+-]{0,3}[0-9]){6,}+")
 _NUMBER_BEFORE, _NUMBER_AFTER = 5, 8
+# Two searches cost more than to search so many characters.
+_NEAR = 48
 # No rule matches more digits in a row, nor a part of them.
 _MOST_DIGITS = 19
 
@@ -181,7 +183,7 @@ class View:
             digits = sum(map(str.isdecimal, match.group()))
             if digits <= _MOST_DIGITS or digits < match.end() - match.start():
                 start, end = max(match.start() - _NUMBER_BEFORE, self.start), match.end() + _NUMBER_AFTER
-                if numbers and start <= numbers[-1][1]:
+                if numbers and start <= numbers[-1][1] + _NEAR:
                     start, _, most = numbers.pop()
                     digits = max(digits, most)
                 numbers.append((start, end, digits))

@@ -61,7 +61,7 @@ class Scanner:
         """Return the findings of a whole text, by start.
 
         Raises TimeoutError on text made to be slow: when all searches, those of decoded texts too, take more of the
-        processor than SCAN_SECONDS and as long again for each SCAN_CHARACTERS of the text (0.25 s; 2.25 s at 256 KiB),
+        processor than SCAN_SECONDS and as long again for each SCAN_CHARACTERS of the text (0.25 s; 1.25 s at 256 KiB),
         a search that is under way as long again at most; or when more than MAX_DECODED_TEXTS different texts (4096), or
         MAX_DECODED_CHARACTERS in all (1 Mi), come out of its encodings. Callers MUST then refuse the text.
         """
