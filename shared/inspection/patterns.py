@@ -24,7 +24,8 @@ _CARD_START = r"(?<!\d)(?<!\d[.-])(?<![0-9a-f]{4}[a-f])(?<![0-9A-F]{4}[A-F])"
 _CARD_END = r"(?!\d|\.\d|[a-f][0-9a-f]{4}|[A-F][0-9A-F]{4})"
 _GAP = "[ ._/+-]{1,3}"
 _LAST_GROUP = regex.compile(r"[ ()\[\].\-/]+\d+\Z")
-# What a phone number or an address does not follow; at most LOOK_BEHIND characters.
+# What a phone number or an address does not follow; at most LOOK_BEHIND characters. A repeat right behind literals is
+# written out: looking back over one, a partial search takes what does not match for what could.
 _NO_PHONE = (
     r"(?<!(?i:\b(?:order|invoice|ticket|case|account|customer|contract|part|item|batch|serial|reference|ref|po|sku|id|isbn"
     r"|ean)(?: ?(?:no|nr|number|id|code))?"
@@ -32,7 +33,7 @@ _NO_PHONE = (
 )
 _NO_ADDRESS = (
     r"(?<!(?i:\b(?:version|build|release|section|sections|chapter|firmware|rev|clause|kapitel|abschnitt)[ :=]{1,2}"
-    r"|§ ?|\brc\d{1,2} ))"
+    r"|§ ?|\brc\d |\brc\d\d ))"
 )
 
 # Between the name of a number and the number.

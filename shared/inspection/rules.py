@@ -219,7 +219,8 @@ def growing(rules: Sequence[Rule], blobs: Sequence[tuple[str, re.Pattern[str]]])
     for lead, blob in blobs:
         by_lead.setdefault((lead, True), []).append(f"(?:{blob.pattern})")
     for rule in rules:
-        scoped = f"(?i:{rule.pattern})" if rule.ignore_case else f"(?:{rule.pattern})"
+        rest = rule.pattern.removeprefix(rule.lead)
+        scoped = f"(?i:{rest})" if rule.ignore_case else f"(?:{rest})"
         by_lead.setdefault((rule.lead, rule.ascii), []).append(scoped)
     return tuple(
         regex.compile(rf"{lead}(?:{'|'.join(parts)})\Z(?s:.)", regex.ASCII if only_ascii else 0)

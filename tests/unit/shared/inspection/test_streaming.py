@@ -263,10 +263,25 @@ def test_a_key_cut_short_by_the_end_is_a_key() -> None:
     assert released.text == "here: [SECRET_PRIVATE_KEY]"
 
 
-def test_clean_prose_is_held_by_a_word_or_two() -> None:
+CLEAN = {
+    "prose": PROSE,
+    "German": "Die Sitzung begann um 10:30 Uhr; das Passwort ist abgelaufen. Über die Größe der Förderung (1.299,00 EUR) "
+    "wurde am 12.05.2024 beraten, § 12 Abs. 3 gilt. " * 5,
+    "French": "La séance a commencé à 10 h 30 ; le mot de passe est expiré. L'été dernier, 1 234 567 pièces ont été "
+    "vendues à 19,99 €. " * 5,
+    "integers": "\n".join(" ".join(str(row * column * 7919 % 100) for column in range(20)) for row in range(20)),
+    "records": "\n".join(f"{1000000 + row * 7919},{row * 1.37:.2f},2024-05-{row % 28 + 1:02d}" for row in range(40)),
+    "log": "\n".join(f"2024-05-12T10:30:{row:02d}.123456Z INFO {48213377 + row} took {row} ms" for row in range(40)),
+    "source": "def skip(rules: Rules) -> None:\n    return {key: value[1:2] for key, value in rules if key not in keep}\n"
+    * 5,
+}
+
+
+@pytest.mark.parametrize("text", CLEAN.values(), ids=CLEAN)
+def test_clean_text_is_held_by_a_word_or_two(text: str) -> None:
     inspector = StreamInspector(samples.SCANNER, samples.REDACT_ALL)
     released = most = 0
-    for fed, character in enumerate(PROSE, start=1):
+    for fed, character in enumerate(text, start=1):
         released += len(inspector.feed(character).text)
         most = max(most, fed - released)
     assert most <= 64
