@@ -37,11 +37,8 @@ async def scan_prompt(
 ) -> tuple[tuple[Finding, ...], ...]:
     """Return the findings of each message of a principal's prompt. Raises GuardUnavailable for text made to be slow."""
 
-    def scan() -> tuple[tuple[Finding, ...], ...]:
-        return tuple(scanner.scan(message) for message in messages)
-
     try:
-        return await scans.run(principal, sum(map(len, messages)), scan)
+        return await scans.run(principal, sum(map(len, messages)), lambda: scanner.scan_all(messages))
     except TimeoutError:
         raise GuardUnavailable("the prompt could not be inspected in time") from None
 

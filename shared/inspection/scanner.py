@@ -58,24 +58,40 @@ class Scanner:
         self._growing = growing(self._rules, [(form.lead, form.search) for form in encoding.FORMS])
 
     def scan(self, text: str) -> tuple[Finding, ...]:
-        """Return the findings of a whole text, by start.
+        """Return the findings of a whole text, by start. Raises TimeoutError as `scan_all` does."""
+        return self.scan_all([text])[0]
+
+    def scan_all(self, texts: Sequence[str]) -> tuple[tuple[Finding, ...], ...]:
+        """Return the findings of each of several whole texts, by start.
 
         Raises TimeoutError on text made to be slow: when all searches, those of decoded texts too, take more of the
-        processor than SCAN_SECONDS and as long again for each SCAN_CHARACTERS of the text (0.25 s; 1.25 s at 256 KiB),
+        processor than SCAN_SECONDS and as long again for each SCAN_CHARACTERS of the texts (0.25 s; 1.25 s at 256 KiB),
         a search that is under way as long again at most; or when more than MAX_DECODED_TEXTS different texts (4096), or
-        MAX_DECODED_CHARACTERS in all (1 Mi), come out of its encodings. Callers MUST then refuse the text.
+        MAX_DECODED_CHARACTERS in all (1 Mi), come out of their encodings. Callers MUST then refuse the texts.
         """
-        return self.examine(text, behind=START, final=True).findings
+        effort = Effort(sum(map(len, texts)))
+        return tuple(self._examine(text, START, effort, final=True).findings for text in texts)
 
     def examine(
         self, text: str, *, behind: Behind, final: bool, keep: Sequence[tuple[int, int]] = (), before: int | None = None
     ) -> Scan:
-        """Scan `text`, which follows `behind`. Raises TimeoutError as `scan` does.
+        """Scan `text`, which follows `behind`. Raises TimeoutError as `scan_all` does.
 
         Unless `final`, the text may go on. `keep` are spans that the stable offset must not cut either, and `before`
         an offset that it must not pass.
         """
-        effort = Effort(len(text))
+        return self._examine(text, behind, Effort(len(text)), final=final, keep=keep, before=before)
+
+    def _examine(
+        self,
+        text: str,
+        behind: Behind,
+        effort: Effort,
+        *,
+        final: bool,
+        keep: Sequence[tuple[int, int]] = (),
+        before: int | None = None,
+    ) -> Scan:
         views = _views(text, behind, effort)
         stable = len(text) if before is None else before
         if not final:

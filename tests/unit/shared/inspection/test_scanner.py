@@ -302,6 +302,19 @@ def test_more_decoded_texts_than_allowed_end_a_scan() -> None:
         samples.SCANNER.scan(" ".join(blobs))
 
 
+def test_texts_that_are_scanned_together_share_their_bounds() -> None:
+    blobs = [samples.base64_of(f"plain words {number}") for number in range(rules.MAX_DECODED_TEXTS + 1)]
+    halves = [" ".join(blobs[:2050]), " ".join(blobs[2050:])]
+    assert [samples.SCANNER.scan(half) for half in halves] == [(), ()]
+    with pytest.raises(TimeoutError):
+        samples.SCANNER.scan_all(halves)
+
+
+def test_texts_that_are_scanned_together_have_each_their_findings() -> None:
+    texts = ["mail ada@example.org", "", "plain"]
+    assert samples.SCANNER.scan_all(texts) == tuple(samples.SCANNER.scan(text) for text in texts)
+
+
 def test_a_repeated_blob_is_decoded_once() -> None:
     text = (samples.base64_of("mail ada@example.org") + " ") * (rules.MAX_DECODED_TEXTS + 1)
     assert len([item for item in samples.SCANNER.scan(text) if item.kind == "PERSONAL_EMAIL"]) == (
