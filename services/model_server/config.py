@@ -37,7 +37,15 @@ class RemoteBackendSettings(Settings):
     api_key_file: Path | None = pydantic.Field(default=None, description="File with the bearer token it wants.")
     ca_file: Path | None = pydantic.Field(default=None, description="PEM bundle to verify it with; none: the system's.")
     seed: bool = pydantic.Field(default=False, description="Whether that server honours seeds.")
-    penalties: bool = pydantic.Field(default=False, description="Whether that server honours penalties.")
+    penalties: bool = pydantic.Field(
+        default=False, description="Whether that server honours penalties; none of the kind `tgi` does."
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _honoured(self) -> RemoteBackendSettings:
+        if self.kind == "tgi" and self.penalties:
+            raise ValueError("Text Generation Inference honours no penalties as the contract means them")
+        return self
 
 
 class ModelServerSettings(ServiceSettings):

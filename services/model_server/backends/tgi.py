@@ -17,7 +17,10 @@ from services.model_server.backends.remote import Delta, RemoteBackend
 
 
 class TgiBackend(RemoteBackend):
-    """`POST /v1/chat/completions` of a TGI server. `url` is the server's root; `model` what `/info` names."""
+    """`POST /v1/chat/completions` of a TGI server. `url` is the server's root; `model` what `/info` names.
+
+    No penalties: TGI makes a repetition penalty of what is called a presence penalty there.
+    """
 
     @contextlib.asynccontextmanager
     async def _open(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Delta]]:
@@ -29,8 +32,6 @@ class TgiBackend(RemoteBackend):
                 temperature=request.temperature,
                 top_p=None if request.temperature == 0 or request.top_p == 1 else request.top_p,
                 seed=request.seed,
-                presence_penalty=request.presence_penalty or None,
-                frequency_penalty=request.frequency_penalty or None,
                 stop=list(request.stop) or None,
                 stream=True,
                 stream_options=ChatCompletionInputStreamOptions(include_usage=True),

@@ -20,6 +20,7 @@ from services.model_server.backends import Binding, Finish, GenerationRequest, P
 from services.model_server.backends.openai import OpenAIBackend
 from services.model_server.backends.remote import RemoteBackend, RemoteSettings
 from services.model_server.backends.tgi import TgiBackend
+from services.model_server.config import RemoteBackendSettings
 from services.model_server.template import Message
 from shared import errors
 from tests.fakes.remote_model import GOOD, MODEL, TEXT, RemoteModel, chunk, usage
@@ -97,21 +98,24 @@ async def test_a_count_of_the_prompt_that_cannot_be_is_passed_over(kind: str, st
 
 async def test_the_parameters_reach_the_server_as_asked(kind: str) -> None:
     server = RemoteModel()
-    async with serving(kind, server, seed=True, penalties=True) as backend:
-        await collect(
-            backend,
-            ask(kind, temperature=0.5, top_p=0.9, seed=3, presence_penalty=0.5, frequency_penalty=-1.0, stop=("x",)),
-        )
+    penalties = {} if kind == "tgi" else {"presence_penalty": 0.5, "frequency_penalty": -1.0}
+    async with serving(kind, server, seed=True, penalties=bool(penalties)) as backend:
+        await collect(backend, ask(kind, temperature=0.5, top_p=0.9, seed=3, stop=("x",), **penalties))
     (sent,) = server.requests
     assert sent["messages"] == [{"role": "user", "content": "What is the capital of France?"}]
     expected = {
         **{"max_tokens": 20, "temperature": 0.5, "top_p": 0.9, "seed": 3, "stop": ["x"]},
-        **{"presence_penalty": 0.5, "frequency_penalty": -1.0},
+        **penalties,
     }
     if not KINDS[kind][2]:
         expected |= {"stream": True, "stream_options": {"include_usage": True}}
     assert sent.get("stream", False) is not KINDS[kind][2]
     assert {key: sent[key] for key in expected} == expected
+
+
+def test_no_tgi_is_configured_to_honour_penalties() -> None:
+    with pytest.raises(ValueError, match="honours no penalties"):
+        RemoteBackendSettings(kind="tgi", url="http://127.0.0.1:1", penalties=True)
 
 
 async def test_what_a_call_leaves_unset_is_the_servers_default(kind: str) -> None:
