@@ -99,7 +99,7 @@ class Serving:
                 if not model.generation:
                     continue
                 try:
-                    await self._current(model.name)
+                    known = await self._current(model.name)
                 except errors.Error as error:
                     self.failing[f"models/{model.name}"] = error.message
                     log.warning("release_not_served", model=model.name, reason=error.reason)
@@ -107,6 +107,7 @@ class Serving:
                         ARM_HEALTHY.labels(model.name, "0").set(0)
                 else:
                     self.failing.pop(f"models/{model.name}", None)
+                    self._show(known)
             after = page[-1].name
 
     def unhealthy(self) -> list[str]:
@@ -142,7 +143,6 @@ class Serving:
         arms = {version.manifest.name: await self._load(version) for version in versions}
         fresh = _Known(release=release, looked_up=looked_up, arms=arms)
         self._known[model] = fresh
-        self._show(fresh)
         for name, loaded in known.arms.items() if known is not None else ():
             if name not in arms:
                 loaded.retired = True
@@ -150,11 +150,11 @@ class Serving:
         return fresh
 
     def _show(self, known: _Known) -> None:
-        model = known.release.model
-        for place in range(MAX_ARMS):
+        model, arms = known.release.model, known.release.arms
+        for place in range(len(arms), MAX_ARMS):
             ARM_HEALTHY.remove(model, str(place))
             ARM_VERSION.remove(model, str(place))
-        for place, arm in enumerate(known.release.arms):
+        for place, arm in enumerate(arms):
             loaded = known.arms[arm.version]
             healthy = functools.partial(self._answers, model, loaded.backend)
             ARM_HEALTHY.labels(model, str(place)).set_function(healthy)
