@@ -12,14 +12,16 @@ import datetime as dt
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import case, delete, exists, literal, select, update
+from sqlalchemy import Row, case, delete, exists, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.policy_guard.tables import Instant, guesses, known_workloads
 from services.policy_guard.upsert import insert_missing, put
 from services.policy_guard.users import is_subject
 from shared.errors import ResourceExhausted
+from shared.records.errors import RecordsUnavailable
 from shared.records.store import Records
 
 _FORGET = dt.timedelta(hours=1)
@@ -45,6 +47,7 @@ class Backoff:
         return min(self.longest, dt.timedelta(seconds=1 << min(failures - self.free, 30)))
 
 
+_TRIES = 8
 # One workload may be the gateway of many people.
 _OF_WORKLOAD = Backoff(free=30, longest=dt.timedelta(minutes=1))
 _OF_SUBJECT = Backoff(free=5, longest=dt.timedelta(minutes=5))
@@ -113,11 +116,7 @@ class Throttle:
 
 
 async def _charge(connection: AsyncConnection, attempt: Attempt, now: dt.datetime) -> None:
-    fresh = {"failures": 0, "blocked_until": now, "last_at": now}
-    await insert_missing(connection, guesses, [{"key": key, **fresh} for key, _ in attempt.charged])
-    keys = [key for key, _ in attempt.charged]
-    query = select(guesses).where(guesses.c.key.in_(keys)).order_by(guesses.c.key).with_for_update()
-    found = {row.key: row for row in await connection.execute(query)}
+    found = await _locked(connection, [key for key, _ in attempt.charged], now)
     blocked_until: dt.datetime = max(row.blocked_until for row in found.values())
     if blocked_until > now:
         raise TooManyGuesses("too many attempts failed", retry_after=(blocked_until - now).total_seconds())
@@ -128,6 +127,19 @@ async def _charge(connection: AsyncConnection, attempt: Attempt, now: dt.datetim
         until = now + backoff.delay(failures)
         rows.append({"key": key, "failures": failures, "blocked_until": until, "last_at": now})
     await put(connection, guesses, rows)
+
+
+async def _locked(connection: AsyncConnection, keys: list[bytes], now: dt.datetime) -> dict[bytes, Row[Any]]:
+    """Return the rows of `keys`, locked, made where there are none. Raises RecordsUnavailable if they always vanish."""
+    fresh = {"failures": 0, "blocked_until": now, "last_at": now}
+    query = select(guesses).where(guesses.c.key.in_(keys)).order_by(guesses.c.key).with_for_update()
+    for _ in range(_TRIES):
+        await insert_missing(connection, guesses, [{"key": key, **fresh} for key in keys])
+        found = {row.key: row for row in await connection.execute(query)}
+        # A row for whose lock this waited may be gone: whoever held it signed in and was forgiven.
+        if len(found) == len(keys):
+            return found
+    raise RecordsUnavailable("the attempts could not be counted")
 
 
 async def _is_known(connection: AsyncConnection, subject: str, spiffe_id: str) -> bool:

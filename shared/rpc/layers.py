@@ -204,7 +204,7 @@ class AuditLayer:
             raise
         except asyncio.CancelledError:
             if call.principal is not None and not call.recording:
-                self._owned.start(self._ended(call, errors.Cancelled("the caller went away")))
+                self._owned.start(self._gone(call))
             raise
         except errors.Error as error:
             # A task of our own, as everywhere here: a caller who goes away now does not take the record along.
@@ -228,6 +228,13 @@ class AuditLayer:
     async def _append(self, call: Call, record: record_pb2.Record) -> None:
         await self._audit.append([record])
         call.recorded = True
+
+    async def _gone(self, call: Call) -> None:
+        try:
+            await self._ended(call, errors.Cancelled("the caller went away"))
+        except errors.Unavailable as error:
+            # Nothing was released or changed, and nobody is there to be told.
+            log.warning("cancelled_call_not_recorded", reason=error.reason)
 
     async def _ended(self, call: Call, error: errors.Error) -> None:
         if call.row.auth is Auth.PUBLIC and isinstance(error, errors.PermissionDenied | errors.ResourceExhausted):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 
 from services.policy_guard.sign_in import SignInRefused
 from services.policy_guard.tables import guesses
@@ -39,6 +39,22 @@ async def test_delays_double_up_to_five_minutes(records: Records, clock: Clock) 
         clock.advance(seconds=wait)
         await throttle.begin(ADA, ELSEWHERE)
     assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]
+
+
+async def test_an_attempt_that_waits_for_a_row_which_is_then_forgiven_is_charged_anew(
+    records: Records, clock: Clock
+) -> None:
+    throttle = Throttle(records, clock=clock)
+    first = await throttle.begin(ADA, ELSEWHERE)
+    async with records.write() as connection:
+        await connection.execute(delete(guesses).where(guesses.c.key == first.subject_key))
+        second = asyncio.create_task(throttle.begin(ADA, ELSEWHERE))
+        await asyncio.wait([second], timeout=0.5)  # it waits for the row, or for the writer's turn
+        assert not second.done()
+    assert (await second).subject_key == first.subject_key
+    async with records.read() as connection:
+        query = select(guesses.c.failures).where(guesses.c.key == first.subject_key)
+        assert (await connection.execute(query)).scalar_one() == 1
 
 
 async def test_a_refused_attempt_does_not_lengthen_the_delay(records: Records, clock: Clock) -> None:
