@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
+from collections.abc import Sequence
 
 import pytest
 
@@ -15,6 +16,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 def metrics(stage: Stage, service: str) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{stage.suite.probes[service]}/metrics", timeout=5) as response:
         return str(response.read().decode())
+
+
+async def scraped(stage: Stage, series: Sequence[str]) -> None:
+    """Wait until a scrape shows each of `series`."""
+    async with asyncio.timeout(20):
+        while not all(name in metrics(stage, "model-server") for name in series):
+            await asyncio.sleep(0.1)
 
 
 async def test_generation_is_measured_by_the_names_of_the_genai_conventions(stage: Stage) -> None:
@@ -53,10 +61,11 @@ async def test_one_trace_goes_through_all_services(stage: Stage) -> None:
 
 
 async def test_findings_are_counted_by_kind_and_never_with_what_was_found(stage: Stage) -> None:
-    await stage.ask("unary", question("My IBAN is DE89 3704 0044 0532 0130 00"))
+    await stage.ask("unary", question("My IBAN is DE89 3704 0044 0532 0130 00, and I am Rumpelstiltskin"))
     text = metrics(stage, "policy-guard")
     assert 'bastide_findings_total{action="TOKENISE",kind="PERSONAL_IBAN",place="prompt"}' in text
-    assert "3704" not in text
+    for said in ("DE89", "3704 0044", "37040044", "Rumpelstiltskin"):  # shorter digits stand in some measured value
+        assert said not in text
 
 
 async def test_a_scrape_tells_what_is_released_by_which_policy_and_until_when_certificates_last(stage: Stage) -> None:
@@ -70,9 +79,6 @@ async def test_a_scrape_tells_what_is_released_by_which_policy_and_until_when_ce
         'bastide_log_appended_total{kind="completed"}',
         "bastide_outbox_oldest_age_seconds 0.0",
     )
-    async with asyncio.timeout(20):
-        while not all(name in metrics(stage, "model-server") for name in shown):
-            await asyncio.sleep(0.1)
+    await scraped(stage, shown)
     stage.backend.up = False
-    assert 'bastide_release_arm_healthy{arm="0",model="tiny"} 0.0' in metrics(stage, "model-server")
-    await stage.reset()
+    await scraped(stage, ['bastide_release_arm_healthy{arm="0",model="tiny"} 0.0'])
