@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
 import torch
 
+from services.model_server.backends import GenerationRequest, Piece
 from services.model_server.backends.engine import TorchSettings
 from services.model_server.backends.torch import TorchBackend
 from services.model_server.importer import LoadedModel, import_model, load_model
+from services.model_server.template import Message
+from services.model_server.vocabulary import Detokenizer
 from tests.fakes.tiny_model import MemoryObjects, build_tiny_model
 
 OpenBackend = Callable[..., AbstractAsyncContextManager[TorchBackend]]
@@ -50,6 +54,36 @@ class Steps:
     def close(self) -> None:
         self.gate.set()
         self._hook.remove()
+
+
+def ask(content: str, **parameters: Any) -> GenerationRequest:
+    messages = [Message(role="user", content=content)]
+    return GenerationRequest(
+        **({"messages": messages, "max_new_tokens": 24, "timeout": 60.0, "temperature": 0.0} | parameters)
+    )
+
+
+async def collect(backend: TorchBackend, request: GenerationRequest) -> list[Piece]:
+    async with aclosing(backend.generate(request)) as pieces:
+        return [piece async for piece in pieces]
+
+
+def text(pieces: list[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+def reference(loaded: LoadedModel, content: str, tokens: int = 24) -> tuple[str, int]:
+    """What `generate` of transformers answers by itself, and in how many tokens."""
+    prompt = loaded.prompts.encode([Message(role="user", content=content)])
+    with torch.no_grad():
+        output = loaded.network.generate(torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+    answer = output[0].tolist()[len(prompt) :]
+    decoder = Detokenizer(loaded.vocabulary)
+    return decoder.feed(answer) + decoder.finish(), len(answer)
+
+
+async def entered(steps: Steps) -> None:
+    await asyncio.to_thread(steps.entered.wait, 30)
 
 
 @pytest.fixture(scope="package")

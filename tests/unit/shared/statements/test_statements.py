@@ -3,27 +3,21 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 import rfc8785
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared import errors
-from shared.keys import KeyFileRefused, SigningKey
+from shared.keys import SigningKey
 from shared.statements import (
     MAX_PAYLOAD_SIZE,
-    Digest,
     Envelope,
     Signature,
-    Statement,
     StatementRefused,
-    Subject,
     TrustedKey,
     TrustRoot,
     pae,
@@ -32,29 +26,7 @@ from shared.statements import (
     verify,
     verify_bytes,
 )
-
-NOW = datetime(2026, 11, 1, tzinfo=UTC)
-RELEASE = "https://bastide.dev/release/v1"
-EXPECTED: dict[str, Any] = {
-    "service": "model_server",
-    "kind": "release",
-    "predicate_type": RELEASE,
-    "at": NOW,
-}
-STATEMENT = Statement(
-    subject=(Subject(name="model", digest=Digest(sha256="ab" * 32)),),
-    predicate_type=RELEASE,
-    predicate={"canary": 0.25, "name": "é", "approvals": ["a", "b"], "none": None},
-)
-
-
-def new_key(name: str = "model_server/release") -> SigningKey:
-    return SigningKey(name=name, _private=ed25519.Ed25519PrivateKey.generate())
-
-
-KEY = new_key()
-ENTRY = TrustedKey.of(KEY, service="model_server", kind="release")
-TRUST = TrustRoot(keys=(ENTRY,))
+from tests.unit.shared.statements.example import ENTRY, EXPECTED, KEY, NOW, RELEASE, STATEMENT, TRUST, new_key
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(max_size=20)
@@ -336,80 +308,3 @@ def test_signed_bytes_verify_as_they_are_only(payload: bytes) -> None:
 def test_envelope_parse_gives_back_what_was_signed() -> None:
     envelope = sign(STATEMENT, KEY)
     assert Envelope.parse(envelope.to_json()) == envelope
-
-
-# Trust root
-
-
-def written(tmp_path: Path, content: object, mode: int = 0o644) -> Path:
-    path = tmp_path / "trust.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    path.chmod(mode)
-    return path
-
-
-def entry(**changed: Any) -> dict[str, Any]:
-    return {**ENTRY.model_dump(exclude_none=True), **changed}
-
-
-def test_trust_root_written_as_json_loads_the_same(tmp_path: Path) -> None:
-    trust = TrustRoot(
-        keys=(
-            ENTRY,
-            TrustedKey(
-                **TrustedKey.of(new_key("audit/x"), service="audit", kind="x").model_dump(exclude_none=True),
-                not_before=NOW,
-                not_after=NOW + timedelta(days=1),
-            ),
-        )
-    )
-    path = written(tmp_path, trust.model_dump_json(exclude_none=True))
-    assert TrustRoot.load(path) == trust
-
-
-def test_key_may_be_listed_as_pem(tmp_path: Path) -> None:
-    pem = KEY.public_key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    trust = TrustRoot.load(written(tmp_path, {"keys": [entry(public_key=pem.decode())]}))
-    assert verify(sign(STATEMENT, KEY).to_json(), trust, **EXPECTED) == STATEMENT
-
-
-P256 = ec.generate_private_key(ec.SECP256R1()).public_key()
-P256_PEM = P256.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        [],
-        {},
-        {"keys": [entry()], "extra": 1},
-        {"keys": [entry(extra=1)]},
-        {"keys": [entry(public_key="")]},
-        {"keys": [entry(public_key="AAAA")]},
-        {"keys": [entry(public_key=P256_PEM)]},
-        {"keys": [entry(public_key="-----BEGIN PUBLIC KEY-----")]},
-        {"keys": [entry(key_id="model_server/release+0000000000000000")]},
-        {"keys": [entry(public_key=TrustedKey.of(new_key(), service="a", kind="b").public_key)]},
-        {"keys": [entry(service="Model Server")]},
-        {"keys": [entry(kind="")]},
-        {"keys": [entry(not_before="2026-11-01T00:00:00")]},
-        {"keys": [entry(not_before="2026-11-02T00:00:00Z", not_after="2026-11-01T00:00:00Z")]},
-        {"keys": [entry(), entry()]},
-        {"keys": [entry(), entry(kind="approval")]},
-        json.dumps({"keys": [entry()]}).replace('"kind":', '"kind": "approval", "kind":'),
-        "[" * 100_000,
-        "{",
-    ],
-)
-def test_malformed_trust_root_is_refused(tmp_path: Path, content: object) -> None:
-    with pytest.raises(KeyFileRefused, match=r"trust\.json is not a trust root"):
-        TrustRoot.load(written(tmp_path, content))
-
-
-@pytest.mark.parametrize("mode", [0o664, 0o646, 0o666])
-def test_trust_root_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
-    path = written(tmp_path, {"keys": [entry()]})
-    assert TrustRoot.load(path) == TRUST
-    path.chmod(mode)
-    with pytest.raises(KeyFileRefused, match="permissions"):
-        TrustRoot.load(path)
