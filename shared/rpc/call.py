@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -203,10 +204,12 @@ class Owned:
 
     async def drain(self, seconds: float) -> int:
         """Wait for all tasks for at most `seconds`, cancel the rest, return how many were cancelled."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._tasks:  # one that ends may have started another
+                    await asyncio.wait(self._tasks)
         pending = set(self._tasks)
-        if pending:
-            _, pending = await asyncio.wait(pending, timeout=seconds)
-            for task in pending:
-                task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
         return len(pending)

@@ -203,7 +203,10 @@ class AuditLayer:
             self._refusals.add(call.method, error.reason)
             raise
         except asyncio.CancelledError:
-            if call.principal is not None and not call.recording:
+            if call.row.recording is Recording.CHANGE and call.recorded:
+                # Only a server that ends cancels a change, and it waits for this one's end to be told.
+                await self._gone(call)
+            elif call.principal is not None and not call.recording:
                 self._owned.start(self._gone(call))
             raise
         except errors.Error as error:
@@ -233,7 +236,7 @@ class AuditLayer:
         try:
             await self._ended(call, errors.Cancelled("the caller went away"))
         except errors.Unavailable as error:
-            # Nothing was released or changed, and nobody is there to be told.
+            # Nobody is there to be told; the end of what had begun waits in the outbox.
             log.warning("cancelled_call_not_recorded", reason=error.reason)
 
     async def _ended(self, call: Call, error: errors.Error) -> None:

@@ -18,7 +18,9 @@ import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bastide.audit.v1 import audit_pb2, audit_pb2_grpc
+from services.policy_guard.identity_service import IdentityService
 from shared.identity.authority import CertificateAuthority
+from shared.rpc.call import Call
 from tests.suite import Suite
 
 pytestmark = pytest.mark.xdist_group("server")
@@ -116,3 +118,31 @@ async def test_drain_refuses_new_calls_and_ends_long_streams_by_its_deadline(aud
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await checkpoint(audit)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_change_that_the_drain_cuts_has_its_end_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = asyncio.Event()
+
+    async def hangs(_self: IdentityService, _request: object, _call: Call) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    method = "/bastide.policy_guard.v1.IdentityService/CreateUser"
+    suite = Suite(tmp_path / "home", overrides={"policy-guard": {"ENGINE": "embedded"}})
+    try:
+        await suite.start("audit", "policy-guard")
+        administrator, _ = await suite.bootstrap()
+        monkeypatch.setattr(IdentityService, "CreateUser", hangs)
+        asking = asyncio.create_task(suite.person(administrator, "uma@example.org", "user"))
+        await asyncio.wait_for(begun.wait(), 10)
+        await asyncio.wait_for(suite.stop("policy-guard"), 20)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await asking
+        change, changed = await suite.records_since(0, method=method)
+        assert [record.fields["kind"] for record in (change, changed)] == ["change", "changed"]
+        assert changed.fields["call_id"] == change.fields["call_id"]
+        assert changed.fields["outcome"] == "CANCELLED"
+    finally:
+        await suite.close()
