@@ -70,6 +70,8 @@ def load(model: type[S], *, file: Path | None, prefix: str, environ: Mapping[str
         target = document
         for part in path[:-1]:
             target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"{name}: {part} is no table in the file; set it whole, as JSON")
         target[path[-1]] = _decode(text)
         origins[".".join(path)] = name
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Literal
 
 import pydantic
 import structlog
@@ -41,7 +42,9 @@ REFUSALS_AGGREGATED = Counter(
 class ObservabilitySettings(Settings):
     """Where logs and traces go."""
 
-    log_level: str = pydantic.Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR; to standard error.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = pydantic.Field(
+        default="INFO", description="DEBUG, INFO, WARNING or ERROR; to standard error."
+    )
     otlp_endpoint: str | None = pydantic.Field(
         default=None,
         description="OTLP/gRPC endpoint for traces, for example `https://collector:4317`; none: no traces.",

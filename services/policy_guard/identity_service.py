@@ -15,7 +15,7 @@ from services.policy_guard.sign_in import SignIn
 from services.policy_guard.token_issuer import TokenIssuer
 from services.policy_guard.users import Users
 from shared.audit import AuditLog, record_of
-from shared.errors import FailedPrecondition, PermissionDenied
+from shared.errors import FailedPrecondition, NotFound, PermissionDenied
 from shared.identity.principal import Kind, Principal
 from shared.rpc.call import Call
 
@@ -138,13 +138,24 @@ class IdentityService:
         return identity_pb2.AcknowledgeUsePolicyResponse()
 
     async def user_facts(self, request: Any, call: Call) -> dict[str, Any]:
-        """Facts for policy: whose tenant and who it is, and the roles that they would have and have."""
+        """Facts for policy: whose tenant and who it is; for a change, the roles that they would have and have."""
         if isinstance(request, identity_pb2.CreateUserRequest):
-            return {"tenant": request.user.tenant or call.person.tenant, "roles": list(request.user.roles)}
+            return {"tenant": request.user.tenant, "roles": list(request.user.roles)}
         updated = isinstance(request, identity_pb2.UpdateUserRequest)
-        user = await self._users.get(request.user.subject if updated else request.subject)
-        roles = {*user.roles, *(request.user.roles if updated else ())}
-        return {"tenant": user.tenant, "owner": user.subject, "roles": sorted(roles)}
+        subject = request.user.subject if updated else request.subject
+        try:
+            user = await self._users.get(subject)
+        except NotFound:
+            # Whoever may look for people of their own tenant learns from the handler that there is none.
+            return {"tenant": call.person.tenant, "owner": subject}
+        facts: dict[str, Any] = {"tenant": user.tenant, "owner": user.subject}
+        if not isinstance(request, identity_pb2.GetUserRequest):
+            facts["roles"] = sorted({*user.roles, *(request.user.roles if updated else ())})
+        return facts
+
+    async def user_list_facts(self, _request: Any, call: Call) -> dict[str, Any]:
+        """Facts for policy: whose people are listed."""
+        return {"tenant": call.person.tenant}
 
     async def CreateUser(self, request: identity_pb2.CreateUserRequest, _call: Call) -> identity_pb2.CreateUserResponse:
         """See the contract."""
@@ -159,9 +170,9 @@ class IdentityService:
         """See the contract."""
         return identity_pb2.GetUserResponse(user=await self._message(await self._users.get(request.subject)))
 
-    async def ListUsers(self, request: identity_pb2.ListUsersRequest, _call: Call) -> identity_pb2.ListUsersResponse:
+    async def ListUsers(self, request: identity_pb2.ListUsersRequest, call: Call) -> identity_pb2.ListUsersResponse:
         """See the contract."""
-        page = await self._users.list(requested=request.page_size, page_token=request.page_token)
+        page = await self._users.list(call.person.tenant, requested=request.page_size, page_token=request.page_token)
         return identity_pb2.ListUsersResponse(
             users=[await self._message(user) for user in page.users], next_page_token=page.next_page_token
         )
@@ -169,7 +180,10 @@ class IdentityService:
     async def UpdateUser(self, request: identity_pb2.UpdateUserRequest, _call: Call) -> identity_pb2.UpdateUserResponse:
         """See the contract."""
         user = await self._users.update(
-            request.user.subject, roles=tuple(request.user.roles), disabled=request.user.disabled
+            request.user.subject,
+            tenant=request.user.tenant,
+            roles=tuple(request.user.roles),
+            disabled=request.user.disabled,
         )
         return identity_pb2.UpdateUserResponse(user=await self._message(user))
 

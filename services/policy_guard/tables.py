@@ -117,7 +117,7 @@ guesses = Table(
     Column("key", LargeBinary(32), primary_key=True),
     Column("failures", Integer, nullable=False),
     Column("blocked_until", Instant, nullable=False),
-    Column("last_at", Instant, nullable=False),
+    Column("last_at", Instant, nullable=False),  # up to when forgetting is counted in
     Index("ix_guesses_last_at", "last_at"),
 )
 

@@ -1,9 +1,10 @@
 """Slows down guessing at passwords and codes, without letting a guesser lock anybody out.
 
-Each attempt is charged before it is judged, so that many at once gain nothing, to the workload that makes it and to
-the person it names. A person's workloads, through which they signed in with both factors before, are charged apart
-from strangers (device cookies: OWASP, "Slow Down Online Guessing Attacks with Device Cookies"): guesses from
-elsewhere never delay them there. Delays double from one second up to a bound and are kept across restarts.
+Each attempt is charged before it is judged, so that many at once gain nothing, to the person it names and to the
+workload that makes it. A person's workloads, through which they signed in with both factors before, are charged apart
+from strangers and to the person alone (device cookies: OWASP, "Slow Down Online Guessing Attacks with Device
+Cookies"): guesses from elsewhere, and other people's slips on a shared workload, never delay them there. Delays double
+from one second up to a bound; failures are forgotten one by one (a leaky bucket); both are kept across restarts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, case, delete, exists, literal, select, update
+from sqlalchemy import Row, case, delete, exists, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.policy_guard.tables import Instant, guesses, known_workloads
@@ -23,8 +24,6 @@ from services.policy_guard.users import is_subject
 from shared.errors import ResourceExhausted
 from shared.records.errors import RecordsUnavailable
 from shared.records.store import Records
-
-_FORGET = dt.timedelta(hours=1)
 
 
 class TooManyGuesses(ResourceExhausted):
@@ -35,22 +34,46 @@ class TooManyGuesses(ResourceExhausted):
 
 @dataclass(frozen=True, kw_only=True)
 class Backoff:
-    """`free` failures cost nothing; then 1, 2, 4 ... seconds pass before the next attempt, never over `longest`."""
+    """`free` failures cost nothing; then 1, 2, 4 ... seconds pass before the next attempt, never over `longest`.
+
+    One failure is forgotten every `leak`, however many come meanwhile.
+    """
 
     free: int
     longest: dt.timedelta
+    leak: dt.timedelta
 
     def delay(self, failures: int) -> dt.timedelta:
-        """Return the wait after so many failures in a row."""
+        """Return the wait after so many failures."""
         if failures < self.free:
             return dt.timedelta(0)
-        return min(self.longest, dt.timedelta(seconds=1 << min(failures - self.free, 30)))
+        return min(self.longest, dt.timedelta(seconds=1 << (failures - self.free)))
+
+    def one_more(self, failures: int, since: dt.datetime, now: dt.datetime) -> tuple[int, dt.datetime]:
+        """Return the failures with another one, and up to when forgetting is counted in: whole leaks after `since`."""
+        forgotten = max(0, (now - since) // self.leak)
+        if forgotten >= failures:
+            return 1, now
+        return min(failures - forgotten + 1, self.free + _COUNTED_BEYOND_FREE), since + forgotten * self.leak
 
 
 _TRIES = 8
+# More change no delay, and would only have to be forgotten again.
+_COUNTED_BEYOND_FREE = 10
 # One workload may be the gateway of many people.
-_OF_WORKLOAD = Backoff(free=30, longest=dt.timedelta(minutes=1))
-_OF_SUBJECT = Backoff(free=5, longest=dt.timedelta(minutes=5))
+_OF_WORKLOAD = Backoff(free=30, longest=dt.timedelta(minutes=1), leak=dt.timedelta(minutes=2))
+_OF_SUBJECT = Backoff(free=5, longest=dt.timedelta(minutes=5), leak=dt.timedelta(minutes=12))
+# By then every failure is forgotten.
+_EMPTY_AFTER = max((item.free + _COUNTED_BEYOND_FREE) * item.leak for item in (_OF_WORKLOAD, _OF_SUBJECT))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charge:
+    """One failure held against `key` until the attempt turns out well, and the delay that it put there."""
+
+    key: bytes
+    backoff: Backoff
+    blocked_until: dt.datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +82,8 @@ class Attempt:
 
     subject: str
     spiffe_id: str
-    workload_key: bytes
     subject_key: bytes
-
-    @property
-    def charged(self) -> list[tuple[bytes, Backoff]]:
-        """Whom it is charged to; sorted, so that two attempts that share one cannot wait for each other."""
-        return sorted([(self.workload_key, _OF_WORKLOAD), (self.subject_key, _OF_SUBJECT)], key=lambda x: x[0])
+    charges: tuple[Charge, ...]
 
 
 class Throttle:
@@ -84,18 +102,17 @@ class Throttle:
         """
         now = self._clock()
         async with self._records.write() as connection:
-            known = await _is_known(connection, subject, spiffe_id)
-            attempt = Attempt(
-                subject=subject,
-                spiffe_id=spiffe_id,
-                workload_key=_key("workload", spiffe_id),
-                subject_key=_key("known", subject, spiffe_id) if known else _key("stranger", subject),
-            )
-            await _charge(connection, attempt, now)
+            if await _is_known(connection, subject, spiffe_id):
+                subject_key = _key("known", subject, spiffe_id)
+                charged = {subject_key: _OF_SUBJECT}
+            else:
+                subject_key = _key("stranger", subject)
+                charged = {subject_key: _OF_SUBJECT, _key("workload", spiffe_id): _OF_WORKLOAD}
+            charges = await _charge(connection, charged, now)
             # Rows that another attempt holds can wait; waiting for them here could be a deadlock.
-            old = select(guesses.c.key).where(guesses.c.last_at < now - _FORGET).with_for_update(skip_locked=True)
+            old = select(guesses.c.key).where(guesses.c.last_at < now - _EMPTY_AFTER).with_for_update(skip_locked=True)
             await connection.execute(delete(guesses).where(guesses.c.key.in_(old)))
-        return attempt
+        return Attempt(subject=subject, spiffe_id=spiffe_id, subject_key=subject_key, charges=charges)
 
     async def succeed(self, attempt: Attempt, *, proven: bool) -> None:
         """Take the charge back. With `proven`, that is with both factors, forgive the person's other failures too.
@@ -105,28 +122,30 @@ class Throttle:
         """
         now = self._clock()
         async with self._records.write() as connection:
-            for key, backoff in attempt.charged:
-                if proven and key == attempt.subject_key:
-                    await connection.execute(delete(guesses).where(guesses.c.key == key))
+            for charge in attempt.charges:
+                if proven and charge.key == attempt.subject_key:
+                    await connection.execute(delete(guesses).where(guesses.c.key == charge.key))
                 else:
-                    await _take_back(connection, key, backoff, now)
+                    await _take_back(connection, charge, now)
             if proven:
                 person = {"subject": attempt.subject, "spiffe_id": attempt.spiffe_id}
                 await insert_missing(connection, known_workloads, [person])
 
 
-async def _charge(connection: AsyncConnection, attempt: Attempt, now: dt.datetime) -> None:
-    found = await _locked(connection, [key for key, _ in attempt.charged], now)
+async def _charge(connection: AsyncConnection, charged: dict[bytes, Backoff], now: dt.datetime) -> tuple[Charge, ...]:
+    found = await _locked(connection, list(charged), now)
     blocked_until: dt.datetime = max(row.blocked_until for row in found.values())
     if blocked_until > now:
         raise TooManyGuesses("too many attempts failed", retry_after=(blocked_until - now).total_seconds())
-    rows = []
-    for key, backoff in attempt.charged:
-        forgotten = found[key].last_at < now - _FORGET
-        failures = 1 if forgotten else found[key].failures + 1
+    rows, charges = [], []
+    # Sorted, so that two attempts that share a row cannot wait for each other, here and when it is taken back.
+    for key, backoff in sorted(charged.items()):
+        failures, since = backoff.one_more(found[key].failures, found[key].last_at, now)
         until = now + backoff.delay(failures)
-        rows.append({"key": key, "failures": failures, "blocked_until": until, "last_at": now})
+        rows.append({"key": key, "failures": failures, "blocked_until": until, "last_at": since})
+        charges.append(Charge(key=key, backoff=backoff, blocked_until=until))
     await put(connection, guesses, rows)
+    return tuple(charges)
 
 
 async def _locked(connection: AsyncConnection, keys: list[bytes], now: dt.datetime) -> dict[bytes, Row[Any]]:
@@ -151,10 +170,12 @@ async def _is_known(connection: AsyncConnection, subject: str, spiffe_id: str) -
     return bool((await connection.execute(select(exists(known)))).scalar_one())
 
 
-async def _take_back(connection: AsyncConnection, key: bytes, backoff: Backoff, now: dt.datetime) -> None:
+async def _take_back(connection: AsyncConnection, charge: Charge, now: dt.datetime) -> None:
     failures = guesses.c.failures - 1
-    unblocked = case((failures < backoff.free, literal(now, Instant)), else_=guesses.c.blocked_until)
-    changed = update(guesses).where(guesses.c.key == key, guesses.c.failures > 0)
+    # A delay that somebody else's failure put there meanwhile stays.
+    own = or_(failures < charge.backoff.free, guesses.c.blocked_until == literal(charge.blocked_until, Instant))
+    unblocked = case((own, literal(now, Instant)), else_=guesses.c.blocked_until)
+    changed = update(guesses).where(guesses.c.key == charge.key, guesses.c.failures > 0)
     await connection.execute(changed.values(failures=failures, blocked_until=unblocked))
 
 

@@ -73,13 +73,13 @@ class Users:
         async with self._records.read() as connection:
             return await _read(connection, subject)
 
-    async def list(self, *, requested: int = 0, page_token: str = "") -> UserPage:
-        """Return up to `requested` people (0: the default) after the page that `page_token` ended.
+    async def list(self, tenant: str, *, requested: int = 0, page_token: str = "") -> UserPage:
+        """Return up to `requested` people of a tenant (0: the default) after the page that `page_token` ended.
 
         Raises `InvalidArgument`.
         """
         size = page_size(requested)
-        query = _select().order_by(users.c.subject).limit(size + 1)
+        query = _select().where(users.c.tenant == tenant).order_by(users.c.subject).limit(size + 1)
         if page_token:
             query = query.where(users.c.subject > decode_page_token(page_token, _SUBJECT))
         async with self._records.read() as connection:
@@ -87,13 +87,16 @@ class Users:
         token = encode_page_token(found[size - 1].subject) if len(found) > size else ""
         return UserPage(users=tuple(found[:size]), next_page_token=token)
 
-    async def update(self, subject: str, *, roles: Sequence[str], disabled: bool) -> User:
-        """Replace a person's roles, and disable or enable them. Raises `NotFound`.
+    async def update(self, subject: str, *, tenant: str, roles: Sequence[str], disabled: bool) -> User:
+        """Replace a person's roles, and disable or enable them.
+
+        Raises `NotFound`, or `InvalidArgument` when they are not of `tenant`: people do not move.
 
         Tokens that they hold go on for as long as they live.
         """
         async with self._records.write() as connection:
-            await _read(connection, subject)
+            if (await _read(connection, subject)).tenant != tenant:
+                raise InvalidArgument("a person's tenant cannot be changed", field="user.tenant")
             changed = update(users).where(users.c.subject == subject)
             await connection.execute(changed.values(roles=list(roles), disabled=disabled))
             return await _read(connection, subject)

@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from shared.keys import files
+
 CA_LIFETIME = dt.timedelta(days=365)
 LEAF_LIFETIME = dt.timedelta(days=7)
 # Clocks of one site differ by seconds; a certificate must not be refused for that.
@@ -21,11 +23,16 @@ class CertificateAuthority:
     """Issues short-lived ECDSA leaves under one ECDSA root kept in `folder` (`ca.pem`, `ca.key` with mode 0600)."""
 
     def __init__(self, folder: Path, *, trust_domain: str) -> None:
-        """Load the authority in `folder`. Raises FileNotFoundError when `create` was never called there."""
+        """Load the authority in `folder`.
+
+        Raises FileNotFoundError when `create` was never called there, KeyFileRefused when others may see its key.
+        """
         self.folder = folder
         self.trust_domain = trust_domain
         self._certificate = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
-        key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
+        key = serialization.load_pem_private_key(
+            files.read(folder / "ca.key", forbidden_mode=files.PRIVATE), password=None
+        )
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise TypeError("ca.key is not an EC key")
         self._key = key

@@ -10,6 +10,7 @@ import pydantic
 from opentelemetry import propagate
 
 from shared.config import Settings
+from shared.keys import KeyFileRefused
 from shared.rpc.tls import Certificates, TlsSettings
 
 # A channel that was replaced finishes its calls for this long.
@@ -44,7 +45,7 @@ class Channel:
             return self._channel
         try:
             renewed = self._open() if self._certificates.changed() else None
-        except OSError:
+        except (OSError, KeyFileRefused):
             # Half-replaced files: what works stays in use until they are whole.
             return self._channel
         if renewed is not None:

@@ -244,7 +244,10 @@ class AuditLayer:
             self._refusals.add(call.method, error.reason)
         if call.row.auth in (Auth.PUBLIC, Auth.PEER):
             return
-        if not call.recorded:
+        if call.principal is None:
+            # Nobody is known yet, so that anybody could fill the log.
+            self._refusals.add(call.method, error.reason)
+        elif not call.recorded:
             kind = record_pb2.RECORD_KIND_REFUSED
             if isinstance(error, Denied):
                 kind = record_pb2.RECORD_KIND_DENIED
@@ -352,27 +355,37 @@ class AuthoriseLayer:
     async def __call__(self, call: Call, following: Next) -> None:
         """Go on only when the decision is an allow and stands in the log."""
         if call.row.auth is Auth.POLICY:
-            resource = await self._resource(call)
+            resource = self._resource(call)
             if getattr(call.first, "subject", None) is None:
                 # A person's name is a fact for policy, which is sealed; it must not stand in the log.
                 call.resource_name = resource.name
+            absent = None
+            try:
+                resource.attributes.update(await self._facts(call))
+            except errors.NotFound as error:
+                # Only whom policy would let see it may learn that it is not there.
+                absent = error
             judgement = await self._guard.check(call, resource)
             call.judgement = judgement
             if not judgement.allowed:
                 raise Denied(judgement)
+            if absent is not None:
+                raise absent
             await call.allowed()
         await following(call)
 
-    async def _resource(self, call: Call) -> guard_pb2.Resource:
+    @staticmethod
+    def _resource(call: Call) -> guard_pb2.Resource:
         resource = guard_pb2.Resource(type=call.row.resource)
-        request = call.first
         for field in ("name", "parent", "subject"):
-            if request is not None and isinstance(getattr(request, field, None), str):
-                resource.name = getattr(request, field)
+            if isinstance(name := getattr(call.first, field, None), str):
+                resource.name = name
                 break
-        if call.row.facts:
-            gather: Callable[[Message | None, Call], Awaitable[dict[str, Any]]] = getattr(
-                self._servicers[call.descriptor.containing_service.full_name], call.row.facts
-            )
-            resource.attributes.update(await gather(request, call))
         return resource
+
+    async def _facts(self, call: Call) -> dict[str, Any]:
+        if not call.row.facts:
+            return {}
+        servicer = self._servicers[call.descriptor.containing_service.full_name]
+        gather: Callable[[Message | None, Call], Awaitable[dict[str, Any]]] = getattr(servicer, call.row.facts)
+        return await gather(call.first, call)

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
+import structlog
 from rich.console import Console
 from rich.table import Table
 
 from shared import observability
 from shared.config import ConfigError, Loaded, Settings, load
+from shared.errors import Error
 from shared.records.migrations import migrate
 from shared.rpc.channel import PeerSettings
 from shared.rpc.server import ServerSettings
@@ -33,6 +35,8 @@ class ServiceSettings(Settings):
     audit: PeerSettings = pydantic.Field(default=PeerSettings(address="127.0.0.1:8441"), description="Audit service.")
     guard: PeerSettings = pydantic.Field(default=PeerSettings(address="127.0.0.1:8442"), description="Policy guard.")
 
+
+log = structlog.get_logger()
 
 S = TypeVar("S", bound=ServiceSettings)
 Command = Callable[[S, list[str]], int]
@@ -66,10 +70,17 @@ def main(
     observability.configure(settings.server.observability, service=service)
     if commands and arguments.command in commands:
         return commands[arguments.command](settings, rest)
-    if arguments.command == "migrate":
-        print(f"schema {migrate(settings.records, migrations)}")
-        return 0
-    asyncio.run(serve(settings))
+    try:
+        if arguments.command == "migrate":
+            print(f"schema {migrate(settings.records, migrations)}")
+        else:
+            asyncio.run(serve(settings))
+    except Error as error:
+        log.error("refused", command=arguments.command, reason=error.reason, message=error.message)
+        return 1
+    except OSError as error:
+        log.error("refused", command=arguments.command, reason="SYSTEM", message=f"{error.filename}: {error.strerror}")
+        return 1
     return 0
 
 

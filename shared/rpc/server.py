@@ -25,7 +25,8 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from shared import errors, observability
 from shared.audit import AuditLog
 from shared.config import Settings
-from shared.identity.tokens import IssuerSettings, TokenVerifier
+from shared.identity.issuers import IssuerSettings
+from shared.identity.tokens import TokenVerifier
 from shared.observability import ObservabilitySettings
 from shared.rpc import layers
 from shared.rpc.call import MAX_MESSAGE_BYTES, Call, Owned, compose

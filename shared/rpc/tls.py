@@ -10,6 +10,10 @@ from cryptography import x509
 from prometheus_client import Gauge
 
 from shared.config import Settings
+from shared.keys import KeyFileRefused, files
+
+# Its group may read it: that is how a secret volume gives a file to a process that is not root.
+_WIDER_THAN_0640 = 0o137
 
 EXPIRATION = Gauge(
     "bastide_certificate_expiration_timestamp_seconds",
@@ -22,7 +26,7 @@ class TlsSettings(Settings):
     """This workload's certificate and the authorities it trusts."""
 
     certificate: Path = pydantic.Field(description="PEM chain of this workload; read again when it changes.")
-    key: Path = pydantic.Field(description="PEM private key of the certificate, mode 0600.")
+    key: Path = pydantic.Field(description="PEM private key of the certificate; no wider than 0640.")
     ca: Path = pydantic.Field(description="PEM bundle of the authorities that peers' certificates must chain to.")
     trust_domain: str = pydantic.Field(
         default="bastide.local", description="SPIFFE trust domain; certificates of another are refused."
@@ -42,11 +46,13 @@ class Certificates:
         return self._now() != self._stamp
 
     def read(self) -> tuple[bytes, bytes, bytes]:
-        """Return key, certificate chain and CA bundle. Raises OSError, also where a file holds no certificates."""
+        """Return key, certificate chain and CA bundle.
+
+        Raises OSError, also where a file holds no certificates, and KeyFileRefused where others may see the key.
+        """
         stamp = self._now()
-        key, chain, ca = (
-            path.read_bytes() for path in (self._settings.key, self._settings.certificate, self._settings.ca)
-        )
+        key = files.read(self._settings.key, forbidden_mode=_WIDER_THAN_0640)
+        chain, ca = self._settings.certificate.read_bytes(), self._settings.ca.read_bytes()
         own, authority = _first_end(chain), _first_end(ca)
         EXPIRATION.labels("own").set(own)
         EXPIRATION.labels("authority").set(authority)
@@ -76,7 +82,7 @@ def server_credentials(settings: TlsSettings) -> grpc.ServerCredentials:
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         try:
             return configuration() if certificates.changed() else None
-        except OSError:
+        except (OSError, KeyFileRefused):
             # Half-replaced files: the certificate in use stays until the next handshake finds them whole.
             return None
 

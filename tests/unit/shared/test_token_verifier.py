@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import http.server
 import ipaddress
+import json
 import ssl
 import threading
 from collections.abc import Iterator
@@ -19,9 +21,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shared.errors import Unauthenticated, Unavailable
+from shared.identity.issuers import MAX_JWKS_BYTES, IssuerSettings
 from shared.identity.jwks import key_set
 from shared.identity.principal import Workload
-from shared.identity.tokens import MAX_JWKS_BYTES, IssuerSettings, TokenVerifier
+from shared.identity.tokens import TokenVerifier
 
 ISSUER, AUDIENCE = "https://idp.example", "bastide"
 WORKLOAD = Workload(spiffe_id="spiffe://bastide.local/client/cli", certificate_sha256=bytes(32))
@@ -43,6 +46,8 @@ class KeyServer:
         self.status = 200
         self.location = ""
         self.asked = 0
+        self.drips = 0.0
+        self.gone = threading.Event()
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -53,7 +58,15 @@ class KeyServer:
                     self.send_header("Location", outer.location)
                 self.send_header("Content-Length", str(len(outer.body)))
                 self.end_headers()
-                self.wfile.write(outer.body)
+                if not outer.drips:
+                    self.wfile.write(outer.body)
+                    return
+                for byte in outer.body:
+                    try:
+                        self.wfile.write(bytes([byte]))
+                    except OSError:
+                        break
+                    outer.gone.wait(outer.drips)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -70,6 +83,7 @@ class KeyServer:
         self.body = key_set({name: key.public_key() for name, key in keys.items()}).encode()
 
     def close(self) -> None:
+        self.gone.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -192,6 +206,52 @@ async def test_unknown_keys_cannot_make_us_ask_more_than_once_a_second(
     assert server.asked == 2
 
 
+async def test_an_issuer_that_drips_holds_nobody_up_who_has_the_key(
+    server: KeyServer, verifier: TokenVerifier, clock: Clock
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    server.publish(a=key)
+    good = token(key, "a", clock)
+    await verifier.verify(good, WORKLOAD)
+    server.drips = 0.5
+    clock.now += 31
+    first = asyncio.create_task(verifier.verify(good, WORKLOAD))
+    await asyncio.sleep(0)
+    for _ in range(20):
+        await verifier.verify(good, WORKLOAD)
+    assert not first.done()
+    assert (await asyncio.wait_for(first, 10)).subject == "ada@example.org"
+    assert server.asked == 2
+
+
+async def test_a_caller_who_goes_away_does_not_take_the_keys_from_others(
+    server: KeyServer, verifier: TokenVerifier, clock: Clock
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    server.publish(a=key)
+    callers = [asyncio.create_task(verifier.verify(token(key, "a", clock), WORKLOAD)) for _ in range(3)]
+    await asyncio.sleep(0)
+    callers[0].cancel()
+    for caller in callers[1:]:
+        assert (await caller).subject == "ada@example.org"
+    assert server.asked == 1
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [{"kty": "AKP", "alg": "ML-DSA-65", "kid": "new", "pub": "AA"}, {"kty": "oct", "k": "AA"}, {"kid": "x"}, 3],
+    ids=str,
+)
+async def test_keys_that_are_not_understood_are_passed_over(
+    server: KeyServer, verifier: TokenVerifier, clock: Clock, stranger: Any
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    server.publish(a=key)
+    document = json.loads(server.body)
+    server.body = json.dumps({"keys": [stranger, *document["keys"]]}).encode()
+    assert await verifier.verify(token(key, "a", clock), WORKLOAD)
+
+
 async def test_a_redirect_is_not_followed(server: KeyServer, verifier: TokenVerifier, clock: Clock) -> None:
     key = Ed25519PrivateKey.generate()
     server.publish(a=key)
@@ -221,6 +281,19 @@ async def test_another_authoritys_certificate_is_refused(server: KeyServer, cloc
         {"tenant": ""},
         {"tenant": 3},
         {"roles": ["user", ""]},
+        {"roles": "administrator"},
+        {"roles": {"administrator": 1}},
+        {"amr": "mfa"},
+        {"amr": [1]},
+        {"cnf": None},
+        {"cnf": "x"},
+        {"cnf": {"x5t#S256": 3}},
+        {"exp": float("inf")},
+        {"exp": True},
+        {"nbf": float("nan")},
+        {"auth_time": 1e300},
+        {"auth_time": -1e18},
+        {"auth_time": "now"},
         {"sub": "spiffe://bastide.local/client/other"},
     ],
     ids=str,

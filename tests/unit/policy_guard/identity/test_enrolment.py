@@ -71,7 +71,7 @@ async def test_another_persons_code_a_wrong_code_and_an_unknown_person_are_one_r
 
 async def test_a_disabled_person_cannot_enrol(identity: Identity) -> None:
     _, code = await identity.users.create(ADA, tenant="acme", roles=[])
-    await identity.users.update(ADA, roles=[], disabled=True)
+    await identity.users.update(ADA, tenant="acme", roles=[], disabled=True)
     with pytest.raises(EnrolmentRefused):
         await identity.enrolment.start(ADA, code.code, PASSWORD, spiffe_id=LAPTOP)
 

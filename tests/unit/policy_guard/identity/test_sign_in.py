@@ -76,7 +76,7 @@ async def test_every_wrong_thing_is_one_refusal(identity: Identity) -> None:
     authenticator = await identity.enrolled()
     await identity.users.create("not-enrolled", tenant="acme", roles=[])
     await identity.enrolled("disabled", spiffe_id="spiffe://bastide.local/client/other")
-    await identity.users.update("disabled", roles=[], disabled=True)
+    await identity.users.update("disabled", tenant="acme", roles=[], disabled=True)
     code = authenticator.at(identity.clock())
     wrong = f"{(int(code) + 1) % 1_000_000:06}"
     attempts = [

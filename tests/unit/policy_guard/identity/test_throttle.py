@@ -127,7 +127,49 @@ async def test_one_account_buys_no_guesses_at_others(identity: Identity) -> None
         with pytest.raises(SignInRefused):
             await identity.sign_in(subject=f"person-{number}", spiffe_id=ELSEWHERE)
     with pytest.raises(TooManyGuesses):
-        await identity.sign_in(subject="mallory", spiffe_id=ELSEWHERE)
+        await identity.sign_in(subject="person-31", spiffe_id=ELSEWHERE)
+
+
+async def test_who_is_known_at_a_shared_workload_is_not_delayed_by_others_there(identity: Identity) -> None:
+    authenticator = await identity.enrolled(spiffe_id=ELSEWHERE)
+    for number in range(30):
+        await fail(identity.throttle, 1, subject=f"person-{number}")
+    await wait_of(identity.throttle, subject="person-31")
+    assert await identity.sign_in(authenticator.at(identity.clock()), spiffe_id=ELSEWHERE)
+    await wait_of(identity.throttle, subject="person-31")
+
+
+async def test_a_right_sign_in_leaves_no_delay_of_its_own(records: Records, clock: Clock) -> None:
+    throttle = Throttle(records, clock=clock)
+    for number in range(30):
+        await throttle.begin(f"person-{number}", ELSEWHERE)
+    clock.advance(seconds=1)
+    for number in range(5):
+        await throttle.succeed(await throttle.begin(f"newcomer-{number}", ELSEWHERE), proven=False)
+    await throttle.begin("person-31", ELSEWHERE)
+    wait = await wait_of(throttle, subject="person-32")
+    assert wait == 2
+
+
+async def test_a_right_sign_in_does_not_lift_the_delay_of_a_failure_meanwhile(records: Records, clock: Clock) -> None:
+    throttle = Throttle(records, clock=clock)
+    for number in range(30):
+        await throttle.begin(f"person-{number}", ELSEWHERE)
+    clock.advance(seconds=1)
+    right = await throttle.begin("ada", ELSEWHERE)
+    clock.advance(seconds=2)
+    await throttle.begin("person-31", ELSEWHERE)
+    await throttle.succeed(right, proven=False)
+    assert await wait_of(throttle, subject="person-32") == 4
+
+
+async def test_a_busy_workload_s_few_slips_are_forgotten_while_it_is_busy(records: Records, clock: Clock) -> None:
+    throttle = Throttle(records, clock=clock)
+    for number in range(500):
+        attempt = await throttle.begin(f"person-{number}", ELSEWHERE)
+        if number % 4:
+            await throttle.succeed(attempt, proven=False)
+        clock.advance(seconds=45)
 
 
 async def test_many_right_sign_ins_are_never_slowed(identity: Identity) -> None:
@@ -136,7 +178,7 @@ async def test_many_right_sign_ins_are_never_slowed(identity: Identity) -> None:
         await identity.sign_in()
 
 
-async def test_failures_are_forgotten_after_an_hour_and_leave_nothing_behind(records: Records, clock: Clock) -> None:
+async def test_failures_are_forgotten_with_time_and_leave_nothing_behind(records: Records, clock: Clock) -> None:
     throttle = Throttle(records, clock=clock)
     for number in range(10):
         await throttle.begin(f"nobody-{number}", ELSEWHERE)
@@ -144,5 +186,7 @@ async def test_failures_are_forgotten_after_an_hour_and_leave_nothing_behind(rec
     clock.advance(hours=1, seconds=1)
     await fail(throttle, 5)
     assert await wait_of(throttle) == 1
+    clock.advance(hours=3, seconds=1)
+    await throttle.begin("somebody", ELSEWHERE)
     async with records.read() as connection:
         assert (await connection.execute(select(func.count()).select_from(guesses))).scalar_one() == 2

@@ -14,8 +14,9 @@ import pytest
 from services.policy_guard.sign_in import SignedIn
 from services.policy_guard.token_issuer import TokenIssuer
 from shared.errors import Unauthenticated
+from shared.identity.issuers import IssuerSettings
 from shared.identity.principal import Kind, Workload
-from shared.identity.tokens import IssuerSettings, TokenVerifier
+from shared.identity.tokens import TokenVerifier
 from shared.keys import SigningKey
 from tests.unit.policy_guard.clock import Clock
 

@@ -64,27 +64,28 @@ async def test_people_are_listed_by_subject_while_others_are_added(records: Reco
     users = Users(records, clock=clock)
     for name in ("b", "d", "f"):
         await users.create(name, tenant="acme", roles=[])
-    first = await users.list(requested=2)
+    first = await users.list("acme", requested=2)
     assert [user.subject for user in first.users] == ["b", "d"]
     await users.create("a", tenant="acme", roles=[])
     await users.create("e", tenant="acme", roles=[])
-    second = await users.list(requested=2, page_token=first.next_page_token)
+    await users.create("c", tenant="other", roles=[])
+    second = await users.list("acme", requested=2, page_token=first.next_page_token)
     assert [user.subject for user in second.users] == ["e", "f"]
     assert second.next_page_token == ""
-    assert len((await users.list()).users) == 5
+    assert len((await users.list("acme")).users) == 5
 
 
 async def test_update_replaces_roles_and_disables(identity: Identity) -> None:
     await identity.enrolled()
     await identity.sign_in()
-    changed = await identity.users.update("ada@example.org", roles=["auditor"], disabled=True)
+    changed = await identity.users.update("ada@example.org", tenant="acme", roles=["auditor"], disabled=True)
     assert (changed.roles, changed.disabled, changed.enrolled) == (("auditor",), True, True)
     with pytest.raises(SignInRefused):
         await identity.sign_in()
-    await identity.users.update("ada@example.org", roles=["auditor"], disabled=False)
+    await identity.users.update("ada@example.org", tenant="acme", roles=["auditor"], disabled=False)
     assert (await identity.sign_in()).roles == ("auditor",)
     with pytest.raises(NotFound):
-        await identity.users.update("nobody", roles=[], disabled=False)
+        await identity.users.update("nobody", tenant="acme", roles=[], disabled=False)
 
 
 async def test_recovery_voids_password_and_second_factor_until_enrolled_anew(identity: Identity) -> None:
@@ -139,7 +140,7 @@ async def test_of_two_bootstraps_at_once_one_wins(records: Records, clock: Clock
         *(users.bootstrap(pair, tenant="acme", roles=["administrator"]) for pair in pairs), return_exceptions=True
     )
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["AlreadyBootstrapped", "tuple"]
-    assert len((await users.list()).users) == 2
+    assert len((await users.list("acme")).users) == 2
 
 
 async def test_bootstrap_needs_two_different_people(records: Records, clock: Clock) -> None:

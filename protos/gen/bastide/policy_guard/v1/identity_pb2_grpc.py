@@ -172,14 +172,14 @@ class IdentityServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetUser(self, request, context):
-        """Returns a person. Auth: policy `policy_guard.user.get`.
+        """Returns a person of the caller's tenant. Auth: policy `policy_guard.user.get`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListUsers(self, request, context):
-        """Lists people, by subject. Auth: policy `policy_guard.user.list`.
+        """Lists the people of the caller's tenant, by subject. Auth: policy `policy_guard.user.list`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

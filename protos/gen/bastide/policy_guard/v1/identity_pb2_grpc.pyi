@@ -64,9 +64,9 @@ class IdentityServiceStub:
     CreateUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateUserRequest, _identity_pb2.CreateUserResponse]
     """Creates a person and returns a single-use enrolment code. Auth: policy `policy_guard.user.create`, MFA."""
     GetUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetUserRequest, _identity_pb2.GetUserResponse]
-    """Returns a person. Auth: policy `policy_guard.user.get`."""
+    """Returns a person of the caller's tenant. Auth: policy `policy_guard.user.get`."""
     ListUsers: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListUsersRequest, _identity_pb2.ListUsersResponse]
-    """Lists people, by subject. Auth: policy `policy_guard.user.list`."""
+    """Lists the people of the caller's tenant, by subject. Auth: policy `policy_guard.user.list`."""
     UpdateUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UpdateUserRequest, _identity_pb2.UpdateUserResponse]
     """Replaces a person's roles or disables them. Auth: policy `policy_guard.user.update`, MFA, never oneself."""
     RecoverUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RecoverUserRequest, _identity_pb2.RecoverUserResponse]
@@ -110,9 +110,9 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     CreateUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateUserRequest, _identity_pb2.CreateUserResponse]  # type: ignore[assignment]
     """Creates a person and returns a single-use enrolment code. Auth: policy `policy_guard.user.create`, MFA."""
     GetUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetUserRequest, _identity_pb2.GetUserResponse]  # type: ignore[assignment]
-    """Returns a person. Auth: policy `policy_guard.user.get`."""
+    """Returns a person of the caller's tenant. Auth: policy `policy_guard.user.get`."""
     ListUsers: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListUsersRequest, _identity_pb2.ListUsersResponse]  # type: ignore[assignment]
-    """Lists people, by subject. Auth: policy `policy_guard.user.list`."""
+    """Lists the people of the caller's tenant, by subject. Auth: policy `policy_guard.user.list`."""
     UpdateUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.UpdateUserRequest, _identity_pb2.UpdateUserResponse]  # type: ignore[assignment]
     """Replaces a person's roles or disables them. Auth: policy `policy_guard.user.update`, MFA, never oneself."""
     RecoverUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.RecoverUserRequest, _identity_pb2.RecoverUserResponse]  # type: ignore[assignment]
@@ -207,7 +207,7 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.GetUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.GetUserResponse, _abc.Awaitable[_identity_pb2.GetUserResponse]]:
-        """Returns a person. Auth: policy `policy_guard.user.get`."""
+        """Returns a person of the caller's tenant. Auth: policy `policy_guard.user.get`."""
 
     @_abc_1.abstractmethod
     def ListUsers(
@@ -215,7 +215,7 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.ListUsersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.ListUsersResponse, _abc.Awaitable[_identity_pb2.ListUsersResponse]]:
-        """Lists people, by subject. Auth: policy `policy_guard.user.list`."""
+        """Lists the people of the caller's tenant, by subject. Auth: policy `policy_guard.user.list`."""
 
     @_abc_1.abstractmethod
     def UpdateUser(
