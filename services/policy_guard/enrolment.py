@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, delete, insert, select, update
@@ -12,7 +13,7 @@ from sqlalchemy import Row, delete, insert, select, update
 from services.policy_guard.enrolment_code import code_matches
 from services.policy_guard.passwords import Passwords
 from services.policy_guard.tables import credentials, enrolments, users
-from services.policy_guard.throttle import Throttle
+from services.policy_guard.throttle import Attempt, Throttle
 from services.policy_guard.totp import SecondFactors
 from services.policy_guard.users import is_subject
 from shared.errors import Unauthenticated
@@ -29,6 +30,15 @@ class EnrolmentRefused(Unauthenticated):
     def __init__(self) -> None:
         """One message for every cause."""
         super().__init__("the name or code is wrong")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProvenCode:
+    """An enrolment code whose holder proved the second factor that was begun with it."""
+
+    attempt: Attempt
+    pending: Row[Any]
+    step: int
 
 
 class Enrolment:
@@ -53,7 +63,7 @@ class Enrolment:
     async def start(self, subject: str, code: str, password: str, *, spiffe_id: str) -> str:
         """Take the password, which MUST have 12 to 256 characters, and return an `otpauth://` URI to show once.
 
-        May be called again until `confirm`; the last call counts. Raises `EnrolmentRefused`, `TooManyGuesses`,
+        May be called again until `complete`; the last call counts. Raises `EnrolmentRefused`, `TooManyGuesses`,
         `ResourceExhausted` or `RecordsUnavailable`.
         """
         attempt = await self._throttle.begin(subject, spiffe_id)
@@ -68,10 +78,10 @@ class Enrolment:
         await self._throttle.succeed(attempt, proven=False)
         return secret.uri
 
-    async def confirm(self, subject: str, code: str, totp: str, *, spiffe_id: str) -> None:
-        """Use the code up: from now on the password and the second factor that `totp` proves are the person's.
+    async def prove(self, subject: str, code: str, totp: str, *, spiffe_id: str) -> ProvenCode:
+        """Return the proof that whoever calls holds the code and the second factor begun with it.
 
-        Raises as `start` does.
+        Nothing changes before `complete`. Raises as `start` does.
         """
         attempt = await self._throttle.begin(subject, spiffe_id)
         pending = await self._find(subject, code)
@@ -82,22 +92,30 @@ class Enrolment:
         )  # fmt: skip
         if step is None:
             raise EnrolmentRefused
+        return ProvenCode(attempt=attempt, pending=pending, step=step)
+
+    async def complete(self, proven: ProvenCode) -> None:
+        """Use the code up: from now on the password and the second factor are the person's.
+
+        Raises `EnrolmentRefused` if the code was used or begun anew meanwhile, or `RecordsUnavailable`.
+        """
+        subject, pending = proven.attempt.subject, proven.pending
         used = delete(enrolments).where(
             enrolments.c.subject == subject,
             enrolments.c.code_hash == pending.code_hash,
             enrolments.c.totp_secret == pending.totp_secret,
         )
-        proven = {
+        row = {
             "subject": subject,
             "password_hash": pending.password_hash,
             "totp_secret": pending.totp_secret,
-            "totp_step": step,
+            "totp_step": proven.step,
         }
         async with self._records.write() as connection:
             if (await connection.execute(used)).rowcount != 1:
                 raise EnrolmentRefused
-            await connection.execute(insert(credentials).values(proven))
-        await self._throttle.succeed(attempt, proven=True)
+            await connection.execute(insert(credentials).values(row))
+        await self._throttle.succeed(proven.attempt, proven=True)
 
     async def _find(self, subject: str, code: str) -> Row[Any]:
         row = None

@@ -70,16 +70,13 @@ class IdentityService:
         self, request: identity_pb2.ConfirmEnrollmentRequest, call: Call
     ) -> identity_pb2.ConfirmEnrollmentResponse:
         """See the contract."""
-        await self._enrolment.confirm(request.subject, request.code, request.totp, spiffe_id=call.caller.spiffe_id)
-        user = await self._users.get(request.subject)
-        await self._record(
-            call,
-            "policy_guard.user.enrol",
-            subject=user.subject,
-            tenant=user.tenant,
-            kind=Kind.PERSON,
-            roles=user.roles,
+        proven = await self._enrolment.prove(
+            request.subject, request.code, request.totp, spiffe_id=call.caller.spiffe_id
         )
+        user = await self._users.get(request.subject)
+        call.principal = _principal(call, subject=user.subject, tenant=user.tenant, kind=Kind.PERSON, roles=user.roles)
+        await call.allowed()
+        await self._enrolment.complete(proven)
         return identity_pb2.ConfirmEnrollmentResponse()
 
     async def SignIn(self, request: identity_pb2.SignInRequest, call: Call) -> identity_pb2.SignInResponse:
@@ -220,16 +217,7 @@ class IdentityService:
         roles: tuple[str, ...],
         amr: tuple[str, ...] = (),
     ) -> None:
-        """Record a sign-in or enrolment: no record, no token."""
-        principal = Principal(
-            subject=subject,
-            kind=kind,
-            tenant=tenant,
-            roles=roles,
-            amr=amr,
-            authenticated_at=dt.datetime.now(dt.UTC) if kind is Kind.PERSON else None,
-            workload=call.caller,
-        )
+        """Record a sign-in: no record, no token."""
         await self._audit.append(
             [
                 record_of(
@@ -237,7 +225,22 @@ class IdentityService:
                     call_id=call.call_id,
                     method=call.method,
                     action=action,
-                    principal=principal,
+                    principal=_principal(call, subject=subject, tenant=tenant, kind=kind, roles=roles, amr=amr),
                 )
             ]
         )
+
+
+def _principal(
+    call: Call, *, subject: str, tenant: str, kind: Kind, roles: tuple[str, ...], amr: tuple[str, ...] = ()
+) -> Principal:
+    """Return whom the request itself proves, for the record."""
+    return Principal(
+        subject=subject,
+        kind=kind,
+        tenant=tenant,
+        roles=roles,
+        amr=amr,
+        authenticated_at=dt.datetime.now(dt.UTC) if kind is Kind.PERSON else None,
+        workload=call.caller,
+    )

@@ -31,7 +31,7 @@ ROWS = {
     "bastide.policy_guard.v1.IdentityService": {
         "GetSigningKeys": public(),
         "StartEnrollment": public(),
-        "ConfirmEnrollment": public(),
+        "ConfirmEnrollment": public(change="policy_guard.user.enrol"),
         "SignIn": public(),
         "IssueWorkloadToken": public(),
         "GetUsePolicy": public(),

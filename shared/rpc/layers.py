@@ -240,22 +240,22 @@ class AuditLayer:
             log.warning("cancelled_call_not_recorded", reason=error.reason)
 
     async def _ended(self, call: Call, error: errors.Error) -> None:
-        if call.row.auth is Auth.PUBLIC and isinstance(error, errors.PermissionDenied | errors.ResourceExhausted):
-            self._refusals.add(call.method, error.reason)
-        if call.row.auth in (Auth.PUBLIC, Auth.PEER):
-            return
-        if call.principal is None:
+        if call.recorded:
+            if call.row.recording is Recording.CHANGE:
+                await self._audit.conclude(_record(call, record_pb2.RECORD_KIND_CHANGED, error))
+        elif call.row.auth in (Auth.PUBLIC, Auth.PEER):
+            if call.row.auth is Auth.PUBLIC and isinstance(error, errors.PermissionDenied | errors.ResourceExhausted):
+                self._refusals.add(call.method, error.reason)
+        elif call.principal is None:
             # Nobody is known yet, so that anybody could fill the log.
             self._refusals.add(call.method, error.reason)
-        elif not call.recorded:
+        else:
             kind = record_pb2.RECORD_KIND_REFUSED
             if isinstance(error, Denied):
                 kind = record_pb2.RECORD_KIND_DENIED
             elif isinstance(error, errors.Cancelled):
                 kind = record_pb2.RECORD_KIND_CANCELLED
             await self._audit.append([_record(call, kind, error)])
-        elif call.row.recording is Recording.CHANGE:
-            await self._audit.conclude(_record(call, record_pb2.RECORD_KIND_CHANGED, error))
 
 
 def _record(call: Call, kind: record_pb2.RecordKind.ValueType, error: errors.Error | None = None) -> record_pb2.Record:

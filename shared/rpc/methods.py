@@ -39,9 +39,13 @@ class Method:
     facts: str = ""
 
 
-def public(*, action: str = "") -> Method:
-    """Anyone with a client certificate of the suite's CA, throttled by certificate."""
-    return Method(auth=Auth.PUBLIC, action=action)
+def public(*, change: str = "") -> Method:
+    """Anyone with a client certificate of the suite's CA, throttled by certificate.
+
+    `change` is the action of a method that changes something for whom its request itself proves: its handler MUST set
+    `call.principal` to them and await `call.allowed()` first.
+    """
+    return Method(auth=Auth.PUBLIC, action=change, recording=Recording.CHANGE if change else Recording.NONE)
 
 
 def peer(*services: str) -> Method:

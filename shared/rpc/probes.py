@@ -2,13 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+MAX_CONNECTIONS = 32
+MAX_SECONDS = 5.0
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    """Holds `MAX_CONNECTIONS` for `MAX_SECONDS` each at most: whoever reaches the port needs no certificate."""
+
+    daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        # Oldest first. Only the serving thread adds, and each connection's own thread takes it away.
+        self._open: dict[socket.socket, float] = {}
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        for oldest in list(self._open)[: len(self._open) - MAX_CONNECTIONS + 1]:
+            # Rather than the new one: a probe asks and is answered at once, and only others stay.
+            self._open.pop(oldest, None)
+            _cut(oldest)
+        self._open[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Called between polls, twice a second."""
+        super().service_actions()
+        late = time.monotonic() - MAX_SECONDS
+        for connection, since in self._open.copy().items():
+            if since < late:
+                _cut(connection)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Stay silent: a caller went away or was cut."""
+
+
+def _cut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it has just ended by itself
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class Probes:
@@ -22,7 +68,7 @@ class Probes:
         host, _, port = address.rpartition(":")
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            timeout = 5
+            timeout = MAX_SECONDS
 
             def do_GET(self) -> None:
                 living = alive()
@@ -50,8 +96,7 @@ class Probes:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the base class's name)
                 """Stay silent: probes come every few seconds."""
 
-        self._server = http.server.ThreadingHTTPServer((host, int(port)), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server((host, int(port)), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
 
     @property

@@ -42,9 +42,12 @@ class Identity:
     async def enrol(self, subject: str, code: str, *, spiffe_id: str = LAPTOP) -> pyotp.TOTP:
         uri = await self.enrolment.start(subject, code, PASSWORD, spiffe_id=spiffe_id)
         authenticator = read_uri(uri)
-        await self.enrolment.confirm(subject, code, authenticator.at(self.clock()), spiffe_id=spiffe_id)
+        await self.confirm(subject, code, authenticator.at(self.clock()), spiffe_id=spiffe_id)
         self.clock.advance(seconds=30)
         return authenticator
+
+    async def confirm(self, subject: str, code: str, totp: str, *, spiffe_id: str) -> None:
+        await self.enrolment.complete(await self.enrolment.prove(subject, code, totp, spiffe_id=spiffe_id))
 
     async def sign_in(
         self,

@@ -35,7 +35,7 @@ async def test_a_code_works_once(identity: Identity) -> None:
     with pytest.raises(EnrolmentRefused):
         await identity.enrolment.start(ADA, code.code, "another password", spiffe_id=LAPTOP)
     with pytest.raises(EnrolmentRefused):
-        await identity.enrolment.confirm(ADA, code.code, authenticator.at(identity.clock()), spiffe_id=LAPTOP)
+        await identity.confirm(ADA, code.code, authenticator.at(identity.clock()), spiffe_id=LAPTOP)
 
 
 async def test_a_code_is_read_without_dashes_and_in_lower_case(identity: Identity) -> None:
@@ -51,7 +51,7 @@ async def test_an_expired_code_is_refused_at_both_steps(identity: Identity) -> N
     with pytest.raises(EnrolmentRefused):
         await identity.enrolment.start(ADA, code.code, PASSWORD, spiffe_id=LAPTOP)
     with pytest.raises(EnrolmentRefused):
-        await identity.enrolment.confirm(
+        await identity.confirm(
             ADA, code.code, read_uri(uri).at(identity.clock()), spiffe_id=LAPTOP
         )  # fmt: skip
     assert not (await identity.users.get(ADA)).enrolled
@@ -82,17 +82,17 @@ async def test_a_wrong_one_time_password_keeps_the_code_and_gives_nothing(identi
     right = read_uri(uri).at(identity.clock())
     wrong = f"{(int(right) + 1) % 1_000_000:06}"
     with pytest.raises(EnrolmentRefused):
-        await identity.enrolment.confirm(ADA, code.code, wrong, spiffe_id=LAPTOP)
+        await identity.confirm(ADA, code.code, wrong, spiffe_id=LAPTOP)
     with pytest.raises(SignInRefused):
         await identity.sign_in()
-    await identity.enrolment.confirm(ADA, code.code, right, spiffe_id=LAPTOP)
+    await identity.confirm(ADA, code.code, right, spiffe_id=LAPTOP)
     assert (await identity.sign_in()).amr == ("pwd",)
 
 
 async def test_confirming_before_starting_is_refused(identity: Identity) -> None:
     _, code = await identity.users.create(ADA, tenant="acme", roles=[])
     with pytest.raises(EnrolmentRefused):
-        await identity.enrolment.confirm(ADA, code.code, "123456", spiffe_id=LAPTOP)
+        await identity.confirm(ADA, code.code, "123456", spiffe_id=LAPTOP)
 
 
 async def test_starting_again_replaces_password_and_secret(identity: Identity) -> None:
@@ -100,8 +100,8 @@ async def test_starting_again_replaces_password_and_secret(identity: Identity) -
     first = read_uri(await identity.enrolment.start(ADA, code.code, "the first password", spiffe_id=LAPTOP))
     second = read_uri(await identity.enrolment.start(ADA, code.code, PASSWORD, spiffe_id=LAPTOP))
     with pytest.raises(EnrolmentRefused):
-        await identity.enrolment.confirm(ADA, code.code, first.at(identity.clock()), spiffe_id=LAPTOP)
-    await identity.enrolment.confirm(ADA, code.code, second.at(identity.clock()), spiffe_id=LAPTOP)
+        await identity.confirm(ADA, code.code, first.at(identity.clock()), spiffe_id=LAPTOP)
+    await identity.confirm(ADA, code.code, second.at(identity.clock()), spiffe_id=LAPTOP)
     with pytest.raises(SignInRefused):
         await identity.sign_in(password="the first password")
     assert await identity.sign_in()
@@ -112,7 +112,7 @@ async def test_of_confirmations_at_once_one_uses_the_code(identity: Identity) ->
     uri = await identity.enrolment.start(ADA, code.code, PASSWORD, spiffe_id=LAPTOP)
     totp = read_uri(uri).at(identity.clock())
     outcomes = await asyncio.gather(
-        *(identity.enrolment.confirm(ADA, code.code, totp, spiffe_id=LAPTOP) for _ in range(3)),
+        *(identity.confirm(ADA, code.code, totp, spiffe_id=LAPTOP) for _ in range(3)),
         return_exceptions=True,
     )
     assert sum(outcome is None for outcome in outcomes) == 1
@@ -123,7 +123,7 @@ async def test_the_code_that_ends_enrolment_does_not_sign_in(identity: Identity)
     _, code = await identity.users.create(ADA, tenant="acme", roles=[])
     authenticator = read_uri(await identity.enrolment.start(ADA, code.code, PASSWORD, spiffe_id=LAPTOP))
     used = authenticator.at(identity.clock())
-    await identity.enrolment.confirm(ADA, code.code, used, spiffe_id=LAPTOP)
+    await identity.confirm(ADA, code.code, used, spiffe_id=LAPTOP)
     with pytest.raises(SignInRefused):
         await identity.sign_in(used)
 
@@ -133,7 +133,7 @@ async def test_the_store_holds_neither_password_nor_secret(identity: Identity) -
     authenticator = read_uri(await identity.enrolment.start(ADA, code.code, PASSWORD, spiffe_id=LAPTOP))
     async with identity.records.read() as connection:
         pending = (await connection.execute(select(enrolments))).one()
-    await identity.enrolment.confirm(
+    await identity.confirm(
         ADA, code.code, authenticator.at(identity.clock()), spiffe_id=LAPTOP
     )  # fmt: skip
     async with identity.records.read() as connection:
