@@ -23,17 +23,18 @@ MAX_TOKEN_BYTES = 8192
 _REMEMBERED = 4096
 _ASYMMETRIC = ("EdDSA", "ES256", "ES384", "RS256", "PS256")
 
-_Text = Annotated[str, pydantic.Field(min_length=1)]
+# OpenID Connect Core, section 2: a `sub` has at most 255 characters. Control characters are in no name.
+_Text = Annotated[str, pydantic.Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")]
 # RFC 7519 NumericDate; the end of year 9999.
 _Date = Annotated[float, pydantic.Field(ge=0, le=253_402_300_799, allow_inf_nan=False)]
 
 
 class _Confirmation(pydantic.BaseModel):
-    """RFC 7800; `x5t#S256` is RFC 8705's."""
+    """RFC 7800 with RFC 8705's `x5t#S256`: a token that is bound some other way is refused, for nobody would ask."""
 
-    model_config = pydantic.ConfigDict(strict=True, frozen=True)
+    model_config = pydantic.ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    thumbprint: str | None = pydantic.Field(default=None, alias="x5t#S256")
+    thumbprint: str = pydantic.Field(alias="x5t#S256")
 
 
 class _Claims(pydantic.BaseModel):
@@ -49,7 +50,7 @@ class _Claims(pydantic.BaseModel):
     auth_time: _Date | None = None
     roles: list[_Text] = []
     amr: list[_Text] = []
-    cnf: _Confirmation = _Confirmation()
+    cnf: _Confirmation | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ class TokenVerifier:
 
     @staticmethod
     def _principal(claims: _Claims, workload: Workload, *, bound: bool) -> Principal:
-        if claims.cnf.thumbprint is None:
+        if claims.cnf is None:
             if bound:
                 raise ValueError("not bound")
         elif not hmac.compare_digest(_unpad(claims.cnf.thumbprint), workload.certificate_sha256):

@@ -1,8 +1,8 @@
 """Bounds the calls in flight, so that no kind of call and no caller can take the places of the others.
 
-Methods that need no token, methods of the suite's own services and guarded methods each have places of their own, and
-one caller gets only so many of them: whoever holds streams open, or opens them and sends nothing, stands in their own
-way.
+Methods that need no token, streams that need none, calls of the suite's own services and guarded methods each have
+places of their own, and one caller gets only so many of them: whoever holds streams open, or opens them and sends
+nothing, stands in their own way.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from collections.abc import Iterator
 
 from shared import errors
 
-PUBLIC_CALLS = 64
-"""Calls without a token in flight, and `PUBLIC_CALLS_OF_ONE` those of one certificate."""
+PUBLIC_CALLS = 256
+"""Calls without a token in flight that are answered once, and `PUBLIC_CALLS_OF_ONE` those of one certificate."""
 PUBLIC_CALLS_OF_ONE = 16
+PUBLIC_STREAMS = 64
+"""Streams without a token, which stay for long, and `PUBLIC_STREAMS_OF_ONE` those of one certificate."""
+PUBLIC_STREAMS_OF_ONE = 4
 
 
 class Busy(errors.ResourceExhausted):

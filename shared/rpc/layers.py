@@ -26,7 +26,14 @@ from shared.audit import AuditLog, record_of
 from shared.identity.principal import Principal, Workload, workload_from_certificate
 from shared.identity.tokens import TokenVerifier
 from shared.rpc import status
-from shared.rpc.admission import PUBLIC_CALLS, PUBLIC_CALLS_OF_ONE, Busy, Places
+from shared.rpc.admission import (
+    PUBLIC_CALLS,
+    PUBLIC_CALLS_OF_ONE,
+    PUBLIC_STREAMS,
+    PUBLIC_STREAMS_OF_ONE,
+    Busy,
+    Places,
+)
 from shared.rpc.call import Call, Denied, Judgement, Next, Owned, current
 from shared.rpc.methods import Auth, Recording
 
@@ -136,10 +143,9 @@ async def _abort(call: Call, error: errors.Error) -> None:
 class Refusals:
     """Counts refusals that are not recorded one by one and writes them as one record an interval."""
 
-    def __init__(self, audit: AuditLog, *, interval: float = 10.0) -> None:
-        """Append to `audit` every `interval` seconds while there is something to append."""
+    def __init__(self, audit: AuditLog) -> None:
+        """Append to `audit`; the server flushes at intervals."""
         self._audit = audit
-        self._interval = interval
         self._counts: Counter[tuple[str, str]] = Counter()
 
     def add(self, method: str, reason: str) -> None:
@@ -147,17 +153,8 @@ class Refusals:
         observability.REFUSALS_AGGREGATED.labels(reason).inc()
         self._counts[method, reason] += 1
 
-    async def run(self) -> None:
-        """Flush for ever; owned by the server."""
-        while True:
-            await asyncio.sleep(self._interval)
-            try:
-                await self.flush()
-            except errors.Unavailable as error:
-                log.warning("refusals_not_recorded", pending=self._counts.total(), reason=error.reason)
-
     async def flush(self) -> None:
-        """Append what was counted. Raises AuditUnavailable, and keeps the counts."""
+        """Append what was counted. Raises what `AuditLog.append` raises, and keeps the counts."""
         counts, self._counts = self._counts, Counter()
         if not counts:
             return
@@ -292,20 +289,25 @@ class AuthenticateLayer:
         self._throttle = limits.strategies.MovingWindowRateLimiter(limits.storage.MemoryStorage())
         self._public_limit = limits.RateLimitItemPerSecond(PUBLIC_CALLS_PER_SECOND)
         self._public = Places(PUBLIC_CALLS, of_one=PUBLIC_CALLS_OF_ONE)
+        self._streams = Places(PUBLIC_STREAMS, of_one=PUBLIC_STREAMS_OF_ONE)
         self._peers = Places(max_concurrent, of_one=max_concurrent)
         self._guarded = Places(max_concurrent, of_one=max_of_one_caller)
 
     async def __call__(self, call: Call, following: Next) -> None:
         """Authenticate, find a place, parse, go on."""
         call.workload = workload = self._peer(call)
-        if call.row.auth is Auth.PUBLIC:
-            if not self._throttle.hit(self._public_limit, workload.spiffe_id):
-                raise Busy("too many calls", retry_after=1.0)
-            with self._public.place(), self._public.share(workload.spiffe_id):
-                await self._begun(call, following)
-        elif call.row.auth is Auth.PEER:
+        if call.row.auth is Auth.PEER:
             self._admit_peer(call, workload)
             with self._peers.place():
+                await self._begun(call, following)
+        elif call.row.auth is Auth.PUBLIC:
+            if not self._throttle.hit(self._public_limit, workload.spiffe_id):
+                raise Busy("too many calls", retry_after=1.0)
+            # The services ask each other for their health: clients must not be able to make them seem away.
+            places = self._peers if not workload.is_client else self._public
+            if workload.is_client and call.descriptor.server_streaming:
+                places = self._streams
+            with places.place(), places.share(workload.spiffe_id):
                 await self._begun(call, following)
         else:
             with self._guarded.place():

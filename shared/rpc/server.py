@@ -28,6 +28,7 @@ from shared.config import Settings
 from shared.identity.issuers import IssuerSettings
 from shared.identity.tokens import TokenVerifier
 from shared.observability import ObservabilitySettings
+from shared.periodic import repeating
 from shared.rpc import layers
 from shared.rpc.call import MAX_MESSAGE_BYTES, Call, Owned, compose
 from shared.rpc.methods import Method, MethodTable, public
@@ -76,6 +77,13 @@ class ServerSettings(Settings):
         default=None, description="Where to write the ports that were taken, as `grpc probes`; for supervisors."
     )
 
+    @pydantic.model_validator(mode="after")
+    def _each_issuer_once(self) -> ServerSettings:
+        names = [item.issuer for item in self.issuers]
+        if len(names) != len(set(names)):
+            raise ValueError("issuers: each issuer is listed once")
+        return self
+
 
 class Server:
     """Serves servicers under a method table. Servicers implement `Name(request, call)` for each method they have.
@@ -109,17 +117,18 @@ class Server:
         servicers[REFLECTION.full_name] = _Reflection(names)
         self._servicers = servicers
         self._refusals = layers.Refusals(audit)
+        self._authenticate = layers.AuthenticateLayer(
+            verifier,
+            trust_domain=settings.tls.trust_domain,
+            max_concurrent=settings.max_concurrent_calls,
+            max_of_one_caller=settings.max_calls_of_one_caller,
+        )
         self._chain = compose(
             [
                 layers.ContextLayer(max_seconds=settings.max_call_seconds),
                 layers.errors_layer,
                 layers.AuditLayer(audit, self._refusals, owned),
-                layers.AuthenticateLayer(
-                    verifier,
-                    trust_domain=settings.tls.trust_domain,
-                    max_concurrent=settings.max_concurrent_calls,
-                    max_of_one_caller=settings.max_calls_of_one_caller,
-                ),
+                self._authenticate,
                 layers.AuthoriseLayer(guard, servicers),
             ],
             self._handle,
@@ -137,6 +146,7 @@ class Server:
         self._server.add_generic_rpc_handlers((_Handlers(self.table, self._serve),))
         self._probes = Probes(settings.probes, self._visible_problems, alive=self._alive)
         self._looked = time.monotonic()
+        self._work = contextlib.AsyncExitStack()
         self.port = 0
 
     @property
@@ -150,7 +160,8 @@ class Server:
         self.port = self._server.add_secure_port(self._settings.listen, server_credentials(self._settings.tls))
         await self._server.start()
         self._probes.start()
-        self._tasks = [asyncio.create_task(self._refusals.run()), asyncio.create_task(self._watch())]
+        await self._work.enter_async_context(repeating(self._refusals.flush, seconds=10.0, name="refusals"))
+        await self._work.enter_async_context(repeating(self._look, seconds=1.0, name="readiness"))
         if self._settings.ports_file is not None:
             self._settings.ports_file.write_text(f"{self.port} {self.probes_port}\n")
         log.info("listening", port=self.port, probes=self.probes_port)
@@ -174,12 +185,10 @@ class Server:
         self._draining = True
         await self._server.stop(self._settings.drain_seconds)
         cut = await self._owned.drain(self._settings.drain_seconds)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._work.aclose()
         try:
             await self._refusals.flush()
-        except errors.Unavailable as error:
+        except errors.Error as error:
             log.warning("refusals_not_recorded", reason=error.reason)
         self._probes.close()
         log.info("stopped", cut=cut)
@@ -220,21 +229,21 @@ class Server:
     def _visible_problems(self) -> Mapping[str, str]:
         return {"drain": "the service is stopping"} if self._draining else self._found
 
-    async def _watch(self) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(_CHECK_SECONDS):
-                    found = await self._problems()
-            except TimeoutError:
-                found = {"check": "the readiness check does not answer"}
-            except errors.Error as error:
-                found = {"check": error.message}
+    async def _look(self) -> None:
+        found: Mapping[str, str] = {"check": "the readiness check has failed"}
+        try:
+            async with asyncio.timeout(_CHECK_SECONDS):
+                found = await self._problems()
+        except TimeoutError:
+            found = {"check": "the readiness check does not answer"}
+        except errors.Error as error:
+            found = {"check": error.message}
+        finally:
             if found != self._found:
                 log.info("readiness", problems=dict(found))
             self._found = found
             self._looked = time.monotonic()
             observability.READY.set(self._ready())
-            await asyncio.sleep(1.0)
 
 
 class _Handlers(grpc.GenericRpcHandler):

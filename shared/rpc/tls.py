@@ -7,6 +7,8 @@ from pathlib import Path
 import grpc
 import pydantic
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 from prometheus_client import Gauge
 
 from shared.config import Settings
@@ -54,6 +56,7 @@ class Certificates:
         key = files.read(self._settings.key, forbidden_mode=_WIDER_THAN_0640)
         chain, ca = self._settings.certificate.read_bytes(), self._settings.ca.read_bytes()
         own, authority = _first_end(chain), _first_end(ca)
+        _check_pair(key, chain)
         EXPIRATION.labels("own").set(own)
         EXPIRATION.labels("authority").set(authority)
         self._stamp = stamp
@@ -69,6 +72,15 @@ def _first_end(pem: bytes) -> float:
         return min(item.not_valid_after_utc.timestamp() for item in x509.load_pem_x509_certificates(pem))
     except ValueError as error:
         raise OSError("a certificate file is not whole, or holds something else") from error
+
+
+def _check_pair(key: bytes, chain: bytes) -> None:
+    try:
+        public = serialization.load_pem_private_key(key, password=None).public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise OSError("the private key is not whole, or holds something else") from error
+    if public != x509.load_pem_x509_certificates(chain)[0].public_key():
+        raise OSError("the private key is not the certificate's")
 
 
 def server_credentials(settings: TlsSettings) -> grpc.ServerCredentials:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from grpc_status import rpc_status
 from bastide.audit.v1 import audit_pb2, audit_pb2_grpc
 from shared.identity.tokens import TokenVerifier
 from shared.rpc import layers
-from shared.rpc.admission import PUBLIC_CALLS_OF_ONE
+from shared.rpc.admission import PUBLIC_CALLS, PUBLIC_STREAMS_OF_ONE
 from tests.suite import Suite
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -71,23 +72,33 @@ def refused(error: grpc.aio.AioRpcError) -> bool:
 
 
 async def test_streams_without_a_token_take_only_their_callers_few_places(suite: Suite) -> None:
-    streams = [health(suite).Watch(health_pb2.HealthCheckRequest(), timeout=60) for _ in range(PUBLIC_CALLS_OF_ONE)]
+    streams = [health(suite).Watch(health_pb2.HealthCheckRequest(), timeout=60) for _ in range(PUBLIC_STREAMS_OF_ONE)]
     for stream in streams:
         await stream.read()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await health(suite).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        await health(suite).Watch(health_pb2.HealthCheckRequest(), timeout=5).read()
     assert refused(caught.value)
     # Neither another certificate nor a method of another kind is touched.
     other = health_pb2_grpc.HealthStub(suite.channel("audit", "stranger"))
-    await other.Check(health_pb2.HealthCheckRequest(), timeout=5)
+    theirs = other.Watch(health_pb2.HealthCheckRequest(), timeout=5)
+    assert await theirs.read()
+    streams.append(theirs)
+    assert await check(suite) is grpc.StatusCode.OK
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await records(suite).ListRecords(audit_pb2.ListRecordsRequest(), timeout=5)
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
     for stream in streams:
         stream.cancel()
-    async with asyncio.timeout(10):
-        while await check(suite) is not grpc.StatusCode.OK:
-            await asyncio.sleep(0.02)
+
+
+async def test_no_client_can_make_a_service_seem_away_to_the_others(suite: Suite) -> None:
+    places = suite.servers["audit"]._authenticate._public
+    with contextlib.ExitStack() as stack:
+        for _ in range(PUBLIC_CALLS):
+            stack.enter_context(places.place())
+        assert await check(suite) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        guard = health_pb2_grpc.HealthStub(suite.channel("audit", "policy-guard"))
+        assert await guard.Check(health_pb2.HealthCheckRequest(), timeout=5)
 
 
 async def test_guarded_calls_beyond_the_limit_are_told_when_to_come_back_and_none_is_queued(suite: Suite) -> None:

@@ -9,6 +9,7 @@ import pytest
 from cryptography import x509
 
 from shared.identity.authority import CertificateAuthority
+from shared.keys import KeyFileRefused
 from shared.rpc.tls import Certificates, TlsSettings
 from tests.metrics import scraped
 
@@ -69,3 +70,25 @@ def test_a_file_that_is_not_whole_is_refused_until_it_is(pki: Path, certificates
     (pki / file).write_bytes(whole)
     certificates.read()
     assert not certificates.changed()
+
+
+def test_a_key_that_is_not_yet_the_certificate_s_is_refused_until_it_is(pki: Path, certificates: Certificates) -> None:
+    certificates.read()
+    chain = (pki / "audit.pem").read_bytes()
+    issue(pki, days=7)
+    renewed = (pki / "audit.pem").read_bytes()
+    (pki / "audit.pem").write_bytes(chain)
+    with pytest.raises(OSError, match="not the certificate's"):
+        certificates.read()
+    assert certificates.changed()
+    (pki / "audit.pem").write_bytes(renewed)
+    certificates.read()
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o660, 0o755])
+def test_a_key_that_others_may_see_or_change_is_refused(pki: Path, certificates: Certificates, mode: int) -> None:
+    (pki / "audit.key").chmod(mode)
+    with pytest.raises(KeyFileRefused):
+        certificates.read()
+    (pki / "audit.key").chmod(0o640)
+    certificates.read()
