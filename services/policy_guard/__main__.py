@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from services.policy_guard import commands
-from services.policy_guard.administration import bootstrap
+from services.policy_guard.administration import bootstrap, recover_administrator
 from services.policy_guard.config import PolicyGuardSettings
 from services.policy_guard.migrations import SCRIPTS
 from services.policy_guard.server import serve
@@ -26,6 +26,11 @@ if __name__ == "__main__":
             PolicyGuardSettings,
             serve,
             migrations=SCRIPTS,
-            commands={"bootstrap": bootstrap, "recover": commands.recover, **_WITHOUT_SETTINGS},
+            commands={
+                "bootstrap": bootstrap,
+                "recover-administrator": recover_administrator,
+                "recover": commands.recover,
+                **_WITHOUT_SETTINGS,
+            },
         )
     )

@@ -1,4 +1,8 @@
-"""Enrolment: a single-use code becomes a password and a second factor, both at once or not at all."""
+"""Enrolment: a single-use code becomes a password and a second factor, both at once or not at all.
+
+A code has 160 random bits, which nobody guesses: attempts are not throttled by name, or a stranger's would keep the
+person out for as long as the code lives.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from sqlalchemy import Row, delete, insert, select, update
 from services.policy_guard.enrolment_code import code_matches
 from services.policy_guard.passwords import Passwords
 from services.policy_guard.tables import credentials, enrolments, users
-from services.policy_guard.throttle import Attempt, Throttle
+from services.policy_guard.throttle import remember
 from services.policy_guard.totp import SecondFactors
 from services.policy_guard.users import is_subject
 from shared.errors import Unauthenticated
@@ -36,7 +40,7 @@ class EnrolmentRefused(Unauthenticated):
 class ProvenCode:
     """An enrolment code whose holder proved the second factor that was begun with it."""
 
-    attempt: Attempt
+    subject: str
     pending: Row[Any]
     step: int
 
@@ -49,7 +53,6 @@ class Enrolment:
         records: Records,
         passwords: Passwords,
         second_factors: SecondFactors,
-        throttle: Throttle,
         *,
         clock: Callable[[], dt.datetime],
     ) -> None:
@@ -57,16 +60,14 @@ class Enrolment:
         self._records = records
         self._passwords = passwords
         self._second_factors = second_factors
-        self._throttle = throttle
         self._clock = clock
 
-    async def start(self, subject: str, code: str, password: str, *, spiffe_id: str) -> str:
+    async def start(self, subject: str, code: str, password: str) -> str:
         """Take the password, which MUST have 12 to 256 characters, and return an `otpauth://` URI to show once.
 
-        May be called again until `complete`; the last call counts. Raises `EnrolmentRefused`, `TooManyGuesses`,
-        `ResourceExhausted` or `RecordsUnavailable`.
+        May be called again until `complete`; the last call counts. Raises `EnrolmentRefused`,
+        `ResourceExhausted` when too many passwords are hashed at once, or `RecordsUnavailable`.
         """
-        attempt = await self._throttle.begin(subject, spiffe_id)
         pending = await self._find(subject, code)
         hashed = await self._passwords.hash(password)
         secret = await asyncio.to_thread(self._second_factors.create, subject)
@@ -75,15 +76,13 @@ class Enrolment:
             values = begun.values(password_hash=hashed, totp_secret=secret.sealed)
             if (await connection.execute(values)).rowcount != 1:
                 raise EnrolmentRefused
-        await self._throttle.succeed(attempt, proven=False)
         return secret.uri
 
-    async def prove(self, subject: str, code: str, totp: str, *, spiffe_id: str) -> ProvenCode:
+    async def prove(self, subject: str, code: str, totp: str) -> ProvenCode:
         """Return the proof that whoever calls holds the code and the second factor begun with it.
 
         Nothing changes before `complete`. Raises as `start` does.
         """
-        attempt = await self._throttle.begin(subject, spiffe_id)
         pending = await self._find(subject, code)
         if pending.totp_secret is None:
             raise EnrolmentRefused
@@ -92,14 +91,14 @@ class Enrolment:
         )  # fmt: skip
         if step is None:
             raise EnrolmentRefused
-        return ProvenCode(attempt=attempt, pending=pending, step=step)
+        return ProvenCode(subject=subject, pending=pending, step=step)
 
-    async def complete(self, proven: ProvenCode) -> None:
-        """Use the code up: from now on the password and the second factor are the person's.
+    async def complete(self, proven: ProvenCode, *, spiffe_id: str) -> None:
+        """Use the code up: from now on the password and the second factor are the person's, and so is the workload.
 
         Raises `EnrolmentRefused` if the code was used or begun anew meanwhile, or `RecordsUnavailable`.
         """
-        subject, pending = proven.attempt.subject, proven.pending
+        subject, pending = proven.subject, proven.pending
         used = delete(enrolments).where(
             enrolments.c.subject == subject,
             enrolments.c.code_hash == pending.code_hash,
@@ -115,7 +114,7 @@ class Enrolment:
             if (await connection.execute(used)).rowcount != 1:
                 raise EnrolmentRefused
             await connection.execute(insert(credentials).values(row))
-        await self._throttle.succeed(proven.attempt, proven=True)
+            await remember(connection, subject, spiffe_id)
 
     async def _find(self, subject: str, code: str) -> Row[Any]:
         row = None

@@ -12,6 +12,7 @@ from services.policy_guard.acknowledgements import Acknowledgements
 from services.policy_guard.enrolment import Enrolment
 from services.policy_guard.judge import Judge
 from services.policy_guard.sign_in import SignIn
+from services.policy_guard.standing import Standing
 from services.policy_guard.token_issuer import TokenIssuer
 from services.policy_guard.users import Users
 from shared.audit import AuditLog, record_of
@@ -37,6 +38,7 @@ class IdentityService:
         sign_in: SignIn,
         issuer: TokenIssuer,
         acknowledgements: Acknowledgements,
+        standing: Standing,
         judge: Judge,
         audit: AuditLog,
     ) -> None:
@@ -46,6 +48,7 @@ class IdentityService:
         self._sign_in = sign_in
         self._issuer = issuer
         self._acknowledgements = acknowledgements
+        self._standing = standing
         self._judge = judge
         self._audit = audit
 
@@ -58,25 +61,21 @@ class IdentityService:
         )
 
     async def StartEnrollment(
-        self, request: identity_pb2.StartEnrollmentRequest, call: Call
+        self, request: identity_pb2.StartEnrollmentRequest, _call: Call
     ) -> identity_pb2.StartEnrollmentResponse:
         """See the contract."""
-        uri = await self._enrolment.start(
-            request.subject, request.code, request.password, spiffe_id=call.caller.spiffe_id
-        )
+        uri = await self._enrolment.start(request.subject, request.code, request.password)
         return identity_pb2.StartEnrollmentResponse(totp_uri=uri)
 
     async def ConfirmEnrollment(
         self, request: identity_pb2.ConfirmEnrollmentRequest, call: Call
     ) -> identity_pb2.ConfirmEnrollmentResponse:
         """See the contract."""
-        proven = await self._enrolment.prove(
-            request.subject, request.code, request.totp, spiffe_id=call.caller.spiffe_id
-        )
+        proven = await self._enrolment.prove(request.subject, request.code, request.totp)
         user = await self._users.get(request.subject)
         call.principal = _principal(call, subject=user.subject, tenant=user.tenant, kind=Kind.PERSON, roles=user.roles)
         await call.allowed()
-        await self._enrolment.complete(proven)
+        await self._enrolment.complete(proven, spiffe_id=call.caller.spiffe_id)
         return identity_pb2.ConfirmEnrollmentResponse()
 
     async def SignIn(self, request: identity_pb2.SignInRequest, call: Call) -> identity_pb2.SignInResponse:
@@ -93,6 +92,7 @@ class IdentityService:
             roles=person.roles,
             amr=person.amr,
         )
+        self._standing.forget(person.subject)
         issued = self._issuer.issue_to_person(person, call.caller)
         response = identity_pb2.SignInResponse(token=issued.token)
         response.expires_at.FromDatetime(issued.expires_at)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime as dt
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from services.policy_guard.acknowledgements import Acknowledgements
@@ -13,11 +13,12 @@ from services.policy_guard.decisions import DecisionSigner
 from services.policy_guard.engine import PolicyEngine
 from services.policy_guard.facts import AccessQuestion, InferenceQuestion, access_input, inference_input
 from services.policy_guard.result import PolicyResult, Question, Registration
+from services.policy_guard.standing import Standing
 from shared.identity.principal import Kind, Principal, Workload
 from shared.rpc.call import Judgement
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class UsePolicy:
     """The acceptable-use policy in force."""
 
@@ -33,6 +34,7 @@ class Judge:
         engine: PolicyEngine,
         signer: DecisionSigner,
         acknowledgements: Acknowledgements,
+        standing: Standing,
         *,
         seconds: float,
         clock: Callable[[], dt.datetime],
@@ -41,6 +43,7 @@ class Judge:
         self._engine = engine
         self._signer = signer
         self._acknowledgements = acknowledgements
+        self._standing = standing
         self._seconds = seconds
         self._clock = clock
         self._data: Mapping[str, Any] = {}
@@ -69,6 +72,7 @@ class Judge:
 
     async def access(self, question: AccessQuestion, *, audience: str) -> Judgement:
         """Return the signed decision on `question` for the service `audience`. Raises GuardUnavailable."""
+        question = dataclasses.replace(question, principal=await self._standing.of(question.principal))
         document = access_input(question, self._clock())
         result = await self._ask(Question.ACCESS, document)
         return self._signer.sign(
@@ -79,6 +83,7 @@ class Judge:
         self, question: InferenceQuestion, *, action: str, audience: str
     ) -> tuple[Judgement, PolicyResult]:
         """Return the signed decision on an inference call, and the result it was made from."""
+        question = dataclasses.replace(question, principal=await self._standing.of(question.principal))
         document = inference_input(question, action, self._clock())
         result = await self._ask(Question.INFERENCE, document)
         judgement = self._signer.sign(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import functools
+import time
 from collections.abc import AsyncIterator, Mapping
 
 from bastide.audit.v1 import record_pb2
@@ -26,6 +27,7 @@ from services.policy_guard.policy_service import PolicyService
 from services.policy_guard.revisions import Revisions
 from services.policy_guard.scans import Scans
 from services.policy_guard.sign_in import SignIn
+from services.policy_guard.standing import Standing
 from services.policy_guard.throttle import Throttle
 from services.policy_guard.token_issuer import TokenIssuer
 from services.policy_guard.totp import SecondFactors
@@ -65,7 +67,8 @@ async def compose(settings: PolicyGuardSettings) -> AsyncIterator[Server]:
         stack.push_async_callback(engine.close)
         signer = DecisionSigner(SigningKey.load(settings.decision_key, name="policy-guard/decision"), clock=now)
         acknowledgements = Acknowledgements(records, clock=now)
-        judge = Judge(engine, signer, acknowledgements, seconds=settings.decision_seconds, clock=now)
+        standing = Standing(records, clock=time.monotonic)
+        judge = Judge(engine, signer, acknowledgements, standing, seconds=settings.decision_seconds, clock=now)
         scanners = _Scanners()
         scans = Scans()
         stack.callback(scans.close)
@@ -100,7 +103,7 @@ async def compose(settings: PolicyGuardSettings) -> AsyncIterator[Server]:
                 policy_service: PolicyService(lifecycle, revisions, engine),
                 identity_service: IdentityService(
                     users=Users(records, clock=now),
-                    enrolment=Enrolment(records, passwords, factors, throttle, clock=now),
+                    enrolment=Enrolment(records, passwords, factors, clock=now),
                     sign_in=SignIn(records, passwords, factors, throttle, clock=now),
                     issuer=TokenIssuer(
                         SigningKey.load(settings.identity_key, name="policy-guard/identity"),
@@ -110,6 +113,7 @@ async def compose(settings: PolicyGuardSettings) -> AsyncIterator[Server]:
                         clock=now,
                     ),
                     acknowledgements=acknowledgements,
+                    standing=standing,
                     judge=judge,
                     audit=audit,
                 ),

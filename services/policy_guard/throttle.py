@@ -128,8 +128,12 @@ class Throttle:
                 else:
                     await _take_back(connection, charge, now)
             if proven:
-                person = {"subject": attempt.subject, "spiffe_id": attempt.spiffe_id}
-                await insert_missing(connection, known_workloads, [person])
+                await remember(connection, attempt.subject, attempt.spiffe_id)
+
+
+async def remember(connection: AsyncConnection, subject: str, spiffe_id: str) -> None:
+    """Make the workload one of the person's: MUST only be called when they proved both factors through it."""
+    await insert_missing(connection, known_workloads, [{"subject": subject, "spiffe_id": spiffe_id}])
 
 
 async def _charge(connection: AsyncConnection, charged: dict[bytes, Backoff], now: dt.datetime) -> tuple[Charge, ...]:

@@ -92,7 +92,7 @@ class Users:
 
         Raises `NotFound`, or `InvalidArgument` when they are not of `tenant`: people do not move.
 
-        Tokens that they hold go on for as long as they live.
+        Tokens that they hold give them no more than this after a second (`Standing`).
         """
         async with self._records.write() as connection:
             if (await _read(connection, subject)).tenant != tenant:
@@ -105,9 +105,20 @@ class Users:
         """Void a person's password, second factor and known workloads, and issue a new code. Raises `NotFound`."""
         async with self._records.write() as connection:
             await _read(connection, subject)
-            for table in (credentials, known_workloads):
-                await connection.execute(delete(table).where(table.c.subject == subject))
-            return await issue_code(connection, subject, self._clock())
+            return await self._void(connection, subject)
+
+    async def reinstate(self, subject: str, *, role: str) -> EnrolmentCode:
+        """Give a person `role` too, enable them, and have them enrol anew as after `recover`. Raises `NotFound`."""
+        async with self._records.write() as connection:
+            roles = sorted({*(await _read(connection, subject)).roles, role})
+            changed = update(users).where(users.c.subject == subject)
+            await connection.execute(changed.values(roles=roles, disabled=False))
+            return await self._void(connection, subject)
+
+    async def _void(self, connection: AsyncConnection, subject: str) -> EnrolmentCode:
+        for table in (credentials, known_workloads):
+            await connection.execute(delete(table).where(table.c.subject == subject))
+        return await issue_code(connection, subject, self._clock())
 
     async def bootstrap(
         self, subjects: tuple[str, str], *, tenant: str, roles: Sequence[str]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     clients.command("add")(add_client)
     admin = typer.Typer(no_args_is_help=True, help="What only someone on the guard's host may do.")
     admin.command("bootstrap", epilog="Example: bastide admin bootstrap ada@example.org ben@example.org")(bootstrap)
+    admin.command("recover", epilog="Example: bastide admin recover ada@example.org --by ben")(recover)
     app.command("init", epilog="Example: bastide --home /srv/bastide init --client cli --client portal")(init)
     app.command("renew", epilog="Example: bastide renew")(renew)
     app.add_typer(clients, name="client")
@@ -87,7 +88,23 @@ def bootstrap(
     """Print single-use enrolment codes for the first two administrators. Refused once there is one."""
     session = Session.of(context)
     run_tool(session.home, "policy-guard", "migrate", seconds=_SECONDS)
-    document = ask_tool(session.home, "policy-guard", "bootstrap", first, second, seconds=_SECONDS)
+    _show_codes(session, ask_tool(session.home, "policy-guard", "bootstrap", first, second, seconds=_SECONDS))
+
+
+def recover(
+    context: typer.Context,
+    subject: Annotated[str, typer.Argument(metavar="SUBJECT", help="Somebody who is registered.")],
+    by: Annotated[str, typer.Option(help="Who does this, for the record in the log.")],
+) -> None:
+    """Make a registered person an administrator anew, when none can sign in any more; the log tells of it."""
+    session = Session.of(context)
+    _show_codes(
+        session,
+        ask_tool(session.home, "policy-guard", "recover-administrator", subject, f"--by={by}", seconds=_SECONDS),
+    )
+
+
+def _show_codes(session: Session, document: dict[str, Any]) -> None:
     if session.output.emit(document):
         return
     session.output.table(

@@ -116,7 +116,8 @@ class FileKeyProvider:
 
     def __init__(self, path: Path) -> None:
         """Open the key file at `path`; raises `KeyFileRefused` where it is not ours alone or malformed."""
-        self._path = path
+        # Of a link, what it leads to: a rotation must not put a file in the link's place and leave the other behind.
+        self._path = path.resolve()
         self._load()
 
     @classmethod

@@ -230,7 +230,6 @@ class Server:
         return {"drain": "the service is stopping"} if self._draining else self._found
 
     async def _look(self) -> None:
-        found: Mapping[str, str] = {"check": "the readiness check has failed"}
         try:
             async with asyncio.timeout(_CHECK_SECONDS):
                 found = await self._problems()
@@ -238,12 +237,14 @@ class Server:
             found = {"check": "the readiness check does not answer"}
         except errors.Error as error:
             found = {"check": error.message}
-        finally:
-            if found != self._found:
-                log.info("readiness", problems=dict(found))
-            self._found = found
-            self._looked = time.monotonic()
-            observability.READY.set(self._ready())
+        except Exception as error:  # noqa: BLE001  (a defect in the check must not leave its last answer standing)
+            log.error("readiness_check_broken", error=error)
+            found = {"check": "the readiness check has failed"}
+        if found != self._found:
+            log.info("readiness", problems=dict(found))
+        self._found = found
+        self._looked = time.monotonic()
+        observability.READY.set(self._ready())
 
 
 class _Handlers(grpc.GenericRpcHandler):

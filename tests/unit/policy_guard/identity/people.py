@@ -31,7 +31,7 @@ class Identity:
         factors = SecondFactors(keys, issuer="Bastide")
         self.users = Users(records, clock=clock)
         self.throttle = Throttle(records, clock=clock)
-        self.enrolment = Enrolment(records, passwords, factors, self.throttle, clock=clock)
+        self.enrolment = Enrolment(records, passwords, factors, clock=clock)
         self.signing_in = SignIn(records, passwords, factors, self.throttle, clock=clock)
 
     async def enrolled(self, subject: str = "ada@example.org", *, spiffe_id: str = LAPTOP) -> pyotp.TOTP:
@@ -40,14 +40,14 @@ class Identity:
         return await self.enrol(subject, code.code, spiffe_id=spiffe_id)
 
     async def enrol(self, subject: str, code: str, *, spiffe_id: str = LAPTOP) -> pyotp.TOTP:
-        uri = await self.enrolment.start(subject, code, PASSWORD, spiffe_id=spiffe_id)
+        uri = await self.enrolment.start(subject, code, PASSWORD)
         authenticator = read_uri(uri)
         await self.confirm(subject, code, authenticator.at(self.clock()), spiffe_id=spiffe_id)
         self.clock.advance(seconds=30)
         return authenticator
 
     async def confirm(self, subject: str, code: str, totp: str, *, spiffe_id: str) -> None:
-        await self.enrolment.complete(await self.enrolment.prove(subject, code, totp, spiffe_id=spiffe_id))
+        await self.enrolment.complete(await self.enrolment.prove(subject, code, totp), spiffe_id=spiffe_id)
 
     async def sign_in(
         self,

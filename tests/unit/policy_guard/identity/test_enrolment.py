@@ -24,7 +24,7 @@ async def test_a_code_becomes_a_password_and_a_second_factor(identity: Identity)
 
 async def test_the_authenticator_uri_names_issuer_and_person(identity: Identity) -> None:
     _, code = await identity.users.create(ADA, tenant="acme", roles=[])
-    uri = await identity.enrolment.start(ADA, code.code, PASSWORD, spiffe_id=LAPTOP)
+    uri = await identity.enrolment.start(ADA, code.code, PASSWORD)
     assert uri.startswith("otpauth://totp/Bastide:ada%40example.org?")
     assert len(read_uri(uri).secret) == 32
 
@@ -33,7 +33,7 @@ async def test_a_code_works_once(identity: Identity) -> None:
     _, code = await identity.users.create(ADA, tenant="acme", roles=[])
     authenticator = await identity.enrol(ADA, code.code)
     with pytest.raises(EnrolmentRefused):
-        await identity.enrolment.start(ADA, code.code, "another password", spiffe_id=LAPTOP)
+        await identity.enrolment.start(ADA, code.code, "another password")
     with pytest.raises(EnrolmentRefused):
         await identity.confirm(ADA, code.code, authenticator.at(identity.clock()), spiffe_id=LAPTOP)
 
@@ -46,10 +46,10 @@ async def test_a_code_is_read_without_dashes_and_in_lower_case(identity: Identit
 
 async def test_an_expired_code_is_refused_at_both_steps(identity: Identity) -> None:
     _, code = await identity.users.create(ADA, tenant="acme", roles=[])
-    uri = await identity.enrolment.start(ADA, code.code, PASSWORD, spiffe_id=LAPTOP)
+    uri = await identity.enrolment.start(ADA, code.code, PASSWORD)
     identity.clock.advance(hours=24)
     with pytest.raises(EnrolmentRefused):
-        await identity.enrolment.start(ADA, code.code, PASSWORD, spiffe_id=LAPTOP)
+        await identity.enrolment.start(ADA, code.code, PASSWORD)
     with pytest.raises(EnrolmentRefused):
         await identity.confirm(
             ADA, code.code, read_uri(uri).at(identity.clock()), spiffe_id=LAPTOP
@@ -64,21 +64,30 @@ async def test_another_persons_code_a_wrong_code_and_an_unknown_person_are_one_r
     messages = set()
     for subject, text in attempts:
         with pytest.raises(EnrolmentRefused) as refusal:
-            await identity.enrolment.start(subject, text, PASSWORD, spiffe_id=LAPTOP)
+            await identity.enrolment.start(subject, text, PASSWORD)
         messages.add((refusal.value.message, refusal.value.reason, str(refusal.value.metadata)))
     assert len(messages) == 1
+
+
+async def test_guesses_of_strangers_keep_nobody_from_enrolling(identity: Identity) -> None:
+    _, code = await identity.users.create(ADA, tenant="acme", roles=[])
+    for _ in range(50):
+        with pytest.raises(EnrolmentRefused):
+            await identity.enrolment.start(ADA, "AAAA-BBBB", PASSWORD)
+    await identity.enrol(ADA, code.code)
+    assert (await identity.users.get(ADA)).enrolled
 
 
 async def test_a_disabled_person_cannot_enrol(identity: Identity) -> None:
     _, code = await identity.users.create(ADA, tenant="acme", roles=[])
     await identity.users.update(ADA, tenant="acme", roles=[], disabled=True)
     with pytest.raises(EnrolmentRefused):
-        await identity.enrolment.start(ADA, code.code, PASSWORD, spiffe_id=LAPTOP)
+        await identity.enrolment.start(ADA, code.code, PASSWORD)
 
 
 async def test_a_wrong_one_time_password_keeps_the_code_and_gives_nothing(identity: Identity) -> None:
     _, code = await identity.users.create(ADA, tenant="acme", roles=[])
-    uri = await identity.enrolment.start(ADA, code.code, PASSWORD, spiffe_id=LAPTOP)
+    uri = await identity.enrolment.start(ADA, code.code, PASSWORD)
     right = read_uri(uri).at(identity.clock())
     wrong = f"{(int(right) + 1) % 1_000_000:06}"
     with pytest.raises(EnrolmentRefused):
@@ -97,8 +106,8 @@ async def test_confirming_before_starting_is_refused(identity: Identity) -> None
 
 async def test_starting_again_replaces_password_and_secret(identity: Identity) -> None:
     _, code = await identity.users.create(ADA, tenant="acme", roles=[])
-    first = read_uri(await identity.enrolment.start(ADA, code.code, "the first password", spiffe_id=LAPTOP))
-    second = read_uri(await identity.enrolment.start(ADA, code.code, PASSWORD, spiffe_id=LAPTOP))
+    first = read_uri(await identity.enrolment.start(ADA, code.code, "the first password"))
+    second = read_uri(await identity.enrolment.start(ADA, code.code, PASSWORD))
     with pytest.raises(EnrolmentRefused):
         await identity.confirm(ADA, code.code, first.at(identity.clock()), spiffe_id=LAPTOP)
     await identity.confirm(ADA, code.code, second.at(identity.clock()), spiffe_id=LAPTOP)
@@ -109,7 +118,7 @@ async def test_starting_again_replaces_password_and_secret(identity: Identity) -
 
 async def test_of_confirmations_at_once_one_uses_the_code(identity: Identity) -> None:
     _, code = await identity.users.create(ADA, tenant="acme", roles=[])
-    uri = await identity.enrolment.start(ADA, code.code, PASSWORD, spiffe_id=LAPTOP)
+    uri = await identity.enrolment.start(ADA, code.code, PASSWORD)
     totp = read_uri(uri).at(identity.clock())
     outcomes = await asyncio.gather(
         *(identity.confirm(ADA, code.code, totp, spiffe_id=LAPTOP) for _ in range(3)),
@@ -121,7 +130,7 @@ async def test_of_confirmations_at_once_one_uses_the_code(identity: Identity) ->
 
 async def test_the_code_that_ends_enrolment_does_not_sign_in(identity: Identity) -> None:
     _, code = await identity.users.create(ADA, tenant="acme", roles=[])
-    authenticator = read_uri(await identity.enrolment.start(ADA, code.code, PASSWORD, spiffe_id=LAPTOP))
+    authenticator = read_uri(await identity.enrolment.start(ADA, code.code, PASSWORD))
     used = authenticator.at(identity.clock())
     await identity.confirm(ADA, code.code, used, spiffe_id=LAPTOP)
     with pytest.raises(SignInRefused):
@@ -130,7 +139,7 @@ async def test_the_code_that_ends_enrolment_does_not_sign_in(identity: Identity)
 
 async def test_the_store_holds_neither_password_nor_secret(identity: Identity) -> None:
     _, code = await identity.users.create(ADA, tenant="acme", roles=[])
-    authenticator = read_uri(await identity.enrolment.start(ADA, code.code, PASSWORD, spiffe_id=LAPTOP))
+    authenticator = read_uri(await identity.enrolment.start(ADA, code.code, PASSWORD))
     async with identity.records.read() as connection:
         pending = (await connection.execute(select(enrolments))).one()
     await identity.confirm(

@@ -16,7 +16,7 @@ from services.policy_guard.users import AlreadyBootstrapped, Users
 from shared.errors import AlreadyExists, InvalidArgument, NotFound
 from shared.records.store import Records
 from tests.unit.policy_guard.clock import Clock
-from tests.unit.policy_guard.identity.people import LAPTOP, PASSWORD, Identity
+from tests.unit.policy_guard.identity.people import PASSWORD, Identity
 
 ADMINS = ("ada@example.org", "bob@example.org")
 
@@ -107,7 +107,7 @@ async def test_recovery_voids_a_code_that_was_issued_before(identity: Identity) 
     _, first = await identity.users.create("ada@example.org", tenant="acme", roles=[])
     await identity.users.recover("ada@example.org")
     with pytest.raises(EnrolmentRefused):
-        await identity.enrolment.start("ada@example.org", first.code, PASSWORD, spiffe_id=LAPTOP)
+        await identity.enrolment.start("ada@example.org", first.code, PASSWORD)
 
 
 async def test_bootstrap_makes_two_administrators_once(identity: Identity) -> None:

@@ -68,6 +68,14 @@ def test_unknown_use_is_refused(keys: FileKeyProvider) -> None:
             call()
 
 
+def test_rotation_through_a_link_changes_the_file_that_it_leads_to(tmp_path: Path) -> None:
+    FileKeyProvider.create(tmp_path / "real.json", ["objects"])
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    new = FileKeyProvider(tmp_path / "link.json").rotate("objects")
+    assert (tmp_path / "link.json").is_symlink()
+    assert FileKeyProvider(tmp_path / "real.json").current_key_id("objects") == new
+
+
 def test_old_key_unwraps_after_rotation_and_rewrap_moves_to_the_new_one(keys: FileKeyProvider) -> None:
     wrapped = keys.wrap("objects", DATA_KEY, context=CONTEXT)
     new = keys.rotate("objects")

@@ -30,8 +30,8 @@ class IdentityServiceStub(object):
 
     Tokens are JWTs (EdDSA) bound to the client certificate of the connection they were issued on (RFC 8705
     `cnf.x5t#S256`); send them as metadata `authorization: Bearer <token>` over a connection with that certificate.
-    Public methods need a client certificate only; they are throttled by subject and by certificate
-    (RESOURCE_EXHAUSTED with RetryInfo), and a wrong name, password or code are not told apart (UNAUTHENTICATED).
+    Public methods need a client certificate only; they are throttled by certificate, signing in by subject and
+    certificate too (RESOURCE_EXHAUSTED with RetryInfo), and a wrong name, password or code are not told apart (UNAUTHENTICATED).
     """
 
     def __init__(self, channel):
@@ -107,8 +107,8 @@ class IdentityServiceServicer(object):
 
     Tokens are JWTs (EdDSA) bound to the client certificate of the connection they were issued on (RFC 8705
     `cnf.x5t#S256`); send them as metadata `authorization: Bearer <token>` over a connection with that certificate.
-    Public methods need a client certificate only; they are throttled by subject and by certificate
-    (RESOURCE_EXHAUSTED with RetryInfo), and a wrong name, password or code are not told apart (UNAUTHENTICATED).
+    Public methods need a client certificate only; they are throttled by certificate, signing in by subject and
+    certificate too (RESOURCE_EXHAUSTED with RetryInfo), and a wrong name, password or code are not told apart (UNAUTHENTICATED).
     """
 
     def GetSigningKeys(self, request, context):
@@ -276,8 +276,8 @@ class IdentityService(object):
 
     Tokens are JWTs (EdDSA) bound to the client certificate of the connection they were issued on (RFC 8705
     `cnf.x5t#S256`); send them as metadata `authorization: Bearer <token>` over a connection with that certificate.
-    Public methods need a client certificate only; they are throttled by subject and by certificate
-    (RESOURCE_EXHAUSTED with RetryInfo), and a wrong name, password or code are not told apart (UNAUTHENTICATED).
+    Public methods need a client certificate only; they are throttled by certificate, signing in by subject and
+    certificate too (RESOURCE_EXHAUSTED with RetryInfo), and a wrong name, password or code are not told apart (UNAUTHENTICATED).
     """
 
     @staticmethod

@@ -31,8 +31,8 @@ class IdentityServiceStub:
 
     Tokens are JWTs (EdDSA) bound to the client certificate of the connection they were issued on (RFC 8705
     `cnf.x5t#S256`); send them as metadata `authorization: Bearer <token>` over a connection with that certificate.
-    Public methods need a client certificate only; they are throttled by subject and by certificate
-    (RESOURCE_EXHAUSTED with RetryInfo), and a wrong name, password or code are not told apart (UNAUTHENTICATED).
+    Public methods need a client certificate only; they are throttled by certificate, signing in by subject and
+    certificate too (RESOURCE_EXHAUSTED with RetryInfo), and a wrong name, password or code are not told apart (UNAUTHENTICATED).
     """
 
     @_typing.overload
@@ -80,8 +80,8 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
 
     Tokens are JWTs (EdDSA) bound to the client certificate of the connection they were issued on (RFC 8705
     `cnf.x5t#S256`); send them as metadata `authorization: Bearer <token>` over a connection with that certificate.
-    Public methods need a client certificate only; they are throttled by subject and by certificate
-    (RESOURCE_EXHAUSTED with RetryInfo), and a wrong name, password or code are not told apart (UNAUTHENTICATED).
+    Public methods need a client certificate only; they are throttled by certificate, signing in by subject and
+    certificate too (RESOURCE_EXHAUSTED with RetryInfo), and a wrong name, password or code are not told apart (UNAUTHENTICATED).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -125,8 +125,8 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Tokens are JWTs (EdDSA) bound to the client certificate of the connection they were issued on (RFC 8705
     `cnf.x5t#S256`); send them as metadata `authorization: Bearer <token>` over a connection with that certificate.
-    Public methods need a client certificate only; they are throttled by subject and by certificate
-    (RESOURCE_EXHAUSTED with RetryInfo), and a wrong name, password or code are not told apart (UNAUTHENTICATED).
+    Public methods need a client certificate only; they are throttled by certificate, signing in by subject and
+    certificate too (RESOURCE_EXHAUSTED with RetryInfo), and a wrong name, password or code are not told apart (UNAUTHENTICATED).
     """
 
     @_abc_1.abstractmethod
