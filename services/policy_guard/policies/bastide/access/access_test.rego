@@ -27,6 +27,7 @@ actions := {
 	"test.thing.own": {"roles": ["auditor"], "mfa": false, "owner": true, "any_tenant": true},
 	"test.thing.destroy": {"roles": ["writer"], "mfa": true},
 	"test.thing.slip": {"roles": ["writer"], "mfa": "no"},
+	"test.thing.silent": {"roles": ["writer"]},
 	"test.thing.approve": {"roles": ["writer"], "mfa": false, "distinct_from": ["submitters"]},
 	"test.thing.disable": {"roles": ["writer"], "mfa": false, "distinct_from": ["owner"]},
 	"test.thing.odd": {"roles": ["writer"], "mfa": false, "distinct_from": ["nobody-knows"]},
@@ -143,6 +144,16 @@ test_a_second_person_is_needed if {
 
 test_without_submitters_nobody_is_a_second_person if {
 	codes(of("test.thing.approve", {})) == {"SECOND_PERSON_REQUIRED"}
+	not allowed(of("test.thing.approve", {"submitters": []}))
+}
+
+test_a_backend_is_no_second_person if {
+	document := of("test.thing.approve", {"submitters": ["grace@example.org"]})
+	"SECOND_PERSON_REQUIRED" in codes(object.union(document, {"principal": {"kind": "workload"}}))
+}
+
+test_an_action_that_says_nothing_of_a_second_factor_needs_it if {
+	codes(changed({"action": "test.thing.silent", "principal": {"amr": ["pwd"]}})) == {"MFA_REQUIRED"}
 }
 
 test_nobody_changes_their_own_account if {

@@ -41,6 +41,7 @@ bastide := {
 	}},
 	"models": {"grants": [
 		{"models": ["small"], "tenants": ["default"], "roles": ["user"], "max_classification": "INTERNAL"},
+		{"models": ["theirs"], "tenants": ["other"], "roles": ["user"], "max_classification": "INTERNAL"},
 		{"models": ["*"], "tenants": ["*"], "roles": ["expert"], "max_classification": "RESTRICTED"},
 	]},
 	"purposes": {
@@ -156,6 +157,10 @@ test_a_caller_without_a_role_for_models_is_denied if {
 test_a_model_that_no_grant_covers_is_denied if {
 	codes(changed({"model": {"name": "large"}})) == {"MODEL_NOT_GRANTED"}
 	"MODEL_NOT_GRANTED" in codes(changed({"model": {"classification": "PERSONAL"}}))
+}
+
+test_a_model_granted_to_another_tenant_is_denied if {
+	codes(changed({"model": {"name": "theirs"}})) == {"MODEL_NOT_GRANTED"}
 }
 
 test_a_grant_for_every_model_covers_any if {
