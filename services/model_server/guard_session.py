@@ -10,6 +10,7 @@ import datetime as dt
 from typing import Literal, TypeVar
 
 import grpc
+import structlog
 from google.protobuf.message import Message
 
 from bastide.policy_guard.v1 import guard_pb2, guard_pb2_grpc
@@ -20,6 +21,8 @@ from shared.rpc.status import peer_failure
 
 Answer = guard_pb2.Released | guard_pb2.Cut
 A = TypeVar("A", bound=Message)
+
+log = structlog.get_logger()
 
 
 class BudgetExhausted(ResourceExhausted):
@@ -42,6 +45,7 @@ class GuardSession:
         stub: guard_pb2_grpc.GuardServiceAsyncStub = guard_pb2_grpc.GuardServiceStub(channel.get())
         self._stream = stub.GuardInference(timeout=lifetime, metadata=outgoing())
         self._timeout = timeout
+        self._finished = False
 
     async def open(self, opening: guard_pb2.OpenSession) -> guard_pb2.Decided:
         """Return the decision, which the caller MUST verify."""
@@ -68,9 +72,20 @@ class GuardSession:
         self, usage: content_pb2.Usage, reason: content_pb2.FinishReason.ValueType, text: str = ""
     ) -> guard_pb2.Closed | guard_pb2.Cut:
         """Settle the budget and return the final verdict with the rest, `text` inspected, or a cut."""
+        self._finished = True
         step = guard_pb2.GuardInferenceRequest(finish=guard_pb2.Finish(usage=usage, finish_reason=reason, text=text))
         answer = await self._step(step, "closed", "cut")
         return answer.cut if answer.HasField("cut") else answer.closed
+
+    async def leave(self, usage: content_pb2.Usage, reason: content_pb2.FinishReason.ValueType) -> None:
+        """Settle what was used, unless that is done or the guard does not answer, and end the stream."""
+        try:
+            if not self._finished:
+                await self.finish(usage, reason)
+        except Error as error:
+            log.warning("session_left_unsettled", reason=error.reason)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """End the stream, whatever its state. Idempotent."""

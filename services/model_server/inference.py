@@ -109,7 +109,8 @@ class Inference:
                     async for event in events:
                         yield event
             finally:
-                session.close()
+                if not call.recording:
+                    session.close()
 
     async def _guarded(
         self,
@@ -171,16 +172,19 @@ class Inference:
         except (asyncio.CancelledError, GeneratorExit):
             # The caller went away: generation has stopped, and what was released is told by a task of our own.
             gone = errors.Cancelled("the caller went away")
-            self._owned.start(self._end(call, course, authorised, gone))
+            self._owned.start(self._end(call, course, session, authorised, gone))
             raise
         except errors.Error as error:
-            await asyncio.shield(self._owned.start(self._end(call, course, authorised, error)))
-            raise
+            if isinstance(error, errors.GuardUnavailable) and asyncio.get_running_loop().time() > deadline:
+                # The session outlives the generation, not a caller who does not read.
+                error = errors.DeadlineExceeded("the answer was not taken in time")
+            await asyncio.shield(self._owned.start(self._end(call, course, session, authorised, error)))
+            raise error from None
         except Exception:
             unforeseen = errors.Error("internal error")
-            await asyncio.shield(self._owned.start(self._end(call, course, authorised, unforeseen)))
+            await asyncio.shield(self._owned.start(self._end(call, course, session, authorised, unforeseen)))
             raise
-        appended = await asyncio.shield(self._owned.start(self._end(call, course, authorised, None)))
+        appended = await asyncio.shield(self._owned.start(self._end(call, course, session, authorised, None)))
         yield inference_pb2.GenerationEnd(
             finish_reason=course.finish,
             usage=course.usage,
@@ -266,14 +270,23 @@ class Inference:
         self,
         call: Call,
         course: Course,
+        session: GuardSession,
         authorised: asyncio.Task[record_pb2.Record],
         error: errors.Error | None,
     ) -> audit_pb2.Appended:
-        """Record the end of an authorised call.
+        """Settle what an authorised call used, end its session and record its end.
 
         Raises AuditUnavailable where the record waits, so that a call without it never ends well, and where the call
         was never authorised.
         """
+        if isinstance(error, errors.GuardUnavailable):
+            session.close()
+        else:
+            cancelled = isinstance(error, errors.Cancelled | errors.DeadlineExceeded)
+            await session.leave(
+                course.usage,
+                content_pb2.FINISH_REASON_CANCELLED if cancelled else content_pb2.FINISH_REASON_ERROR,
+            )
         return await self._audit.conclude(evidence.ending(call, course, await authorised, error))
 
 

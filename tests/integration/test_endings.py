@@ -12,7 +12,6 @@ import pytest
 from bastide.audit.v1 import audit_pb2, audit_pb2_grpc, record_pb2
 from bastide.model_server.v1 import inference_pb2, inference_pb2_grpc
 from bastide.types.v1 import content_pb2
-from services.policy_guard.session import BudgetSession
 from shared.audit import AuditClient
 from shared.inspection.scanner import Scanner
 from shared.rpc.call import Call
@@ -212,17 +211,6 @@ async def test_iban_split_over_pieces_is_redacted(stage: Stage, how: str) -> Non
     assert "PERSONAL_IBAN" in [item["kind"] for item in recorded]
 
 
-async def test_used_up_budget_says_when_to_come_back(stage: Stage) -> None:
-    assert (await stage.ask(person=stage.budgeted)).code is grpc.StatusCode.OK
-    asked = len(stage.backend.asked)
-    outcome = await stage.ask("stream", person=stage.budgeted)
-    assert (outcome.code, outcome.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "BUDGET_EXHAUSTED")
-    assert outcome.retry
-    assert outcome.text == ""
-    assert len(stage.backend.asked) == asked
-    await stage.recorded(outcome.call_id, "REFUSED")
-
-
 async def test_conversation_is_at_most_a_mebibyte_in_all(stage: Stage) -> None:
     part = content_pb2.Message(role=content_pb2.ROLE_USER, content="all is well " * 17_000)
     call = question()
@@ -255,26 +243,6 @@ async def test_request_id_is_taken_once_from_a_principal(stage: Stage) -> None:
     assert (outcome.code, outcome.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REPEATED")
     assert outcome.text == ""
     await stage.recorded(outcome.call_id, "REFUSED")
-
-
-@BOTH
-async def test_a_remote_servers_count_of_the_prompt_is_settled_recorded_and_told(
-    stage: Stage, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settled: list[int] = []
-    settle = BudgetSession.settle
-
-    async def seen(self: BudgetSession, tokens: int) -> None:
-        settled.append(tokens)
-        await settle(self, tokens)
-
-    monkeypatch.setattr(BudgetSession, "settle", seen)
-    outcome = await stage.ask(how, question(model="remote"))
-    assert outcome.end is not None, (outcome.reason, outcome.details)
-    assert (outcome.end.usage.prompt_tokens, outcome.end.usage.completion_tokens) == (9, 7)
-    recorded = json.loads(outcome.receipt.leaf)["record"]["data"]["inference"]["usage"]
-    assert recorded == {"prompt_tokens": 9, "completion_tokens": 7}
-    assert settled[0] == 16
 
 
 async def test_control_tokens_in_messages_stay_text_or_are_refused(stage: Stage) -> None:
