@@ -26,8 +26,8 @@ $(VENV)/.installed: pyproject.toml protos/pyproject.toml constraints.txt
 
 venv: $(VENV)/.installed ## Make the virtual environment
 
-demo: venv ## Set everything up and tell the story; leaves nothing running
-	$(BIN)/python -m tests.e2e.demo --home $(BUILD)/demo
+demo: venv ## Set everything up and tell the story; leaves nothing running (KEEP=1: until Ctrl-C)
+	$(BIN)/python -m tests.e2e.demo --home $(BUILD)/demo $(if $(KEEP),--keep)
 
 test: venv ## Unit, contract and integration tests (under 10 minutes on two cores)
 	$(BIN)/python -m pytest -m 'not slow and not e2e' -n $(WORKERS) --dist loadgroup

@@ -83,6 +83,11 @@ class Home:
         grpc_at, probes_at = (f"{_EVERYWHERE.get(host, host)}:{port}" for host, port in zip(hosts, ports, strict=True))
         return grpc_at, probes_at
 
+    def listening(self, service: str) -> bool:
+        """Say whether the service's last start went as far as its ports. Whether it still runs is another matter."""
+        taken = self.server(service).get("ports_file")
+        return taken is None or (self.path / service / str(taken)).is_file()
+
     def tls(self, client: str) -> TlsSettings:
         """Return the certificate of `client`. Raises Failure where there is none."""
         pki = self.path / "pki"

@@ -42,10 +42,17 @@ class _State:
     @classmethod
     def of(cls, home: Home, name: str) -> _State:
         grpc_at, probes_at = home.addresses(name)
-        found = readiness(probes_at)
+        pid = _process(home, name).pid()
+        found = _readiness(home, name)
+        if pid is None and not found.ready:
+            found = Readiness(ready=False, problems={"process": "does not run"})
+        elif pid is None:
+            found = Readiness(
+                ready=False, problems={"process": f"another one than this set-up's answers at {probes_at}"}
+            )
         return cls(
             service=name,
-            pid=_process(home, name).pid(),
+            pid=pid,
             grpc=grpc_at,
             probes=probes_at,
             ready=found.ready,
@@ -68,6 +75,7 @@ def up(
 ) -> None:
     """Migrate and start services, each once the one before is ready, and leave them running."""
     session = Session.of(context)
+    session.home.configuration("audit")
     names = _chosen(services)
     started: list[Process] = []
     if foreground:
@@ -90,6 +98,7 @@ def up(
 def down(context: typer.Context, services: Services = None) -> None:
     """Stop services, the last started first: calls may finish, then what is left is killed."""
     session = Session.of(context)
+    session.home.configuration("audit")
     outcomes = {}
     with exclusive(session.home.path / "run"):
         for name in reversed(_chosen(services)):
@@ -122,7 +131,14 @@ def _start(session: Session, process: Process, wait: float, started: list[Proces
 
 def _probes(home: Home, name: str) -> Iterator[Readiness]:
     for _ in itertools.count():
-        yield readiness(home.addresses(name)[1])
+        yield _readiness(home, name)
+
+
+def _readiness(home: Home, name: str) -> Readiness:
+    # Before it listens, somebody else's service may answer at the same address.
+    if not home.listening(name):
+        return Readiness(ready=False, problems={"start": "does not listen yet"})
+    return readiness(home.addresses(name)[1])
 
 
 def _watch(processes: list[Process]) -> None:

@@ -97,9 +97,10 @@ class Process:
         """Wait until `probe` says ready. Raises Failure when the process ends or `seconds` are over."""
         deadline = time.monotonic() + seconds
         for found in probe:
-            if found.ready:
+            alive = self.pid() is not None
+            if found.ready and alive:
                 return
-            if self.pid() is None:
+            if not alive:
                 raise Failure(f"it ended; its last words in {self.log}:\n{self.tail()}", title=f"{self.name} failed")
             if time.monotonic() > deadline:
                 problems = "; ".join(f"{key}: {text}" for key, text in found.problems.items())

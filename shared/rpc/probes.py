@@ -63,6 +63,8 @@ class Probes:
     def __init__(self, address: str, problems: Callable[[], Mapping[str, str]], *, alive: Callable[[], bool]) -> None:
         """Listen on `host:port` (port 0: any); `problems` names what keeps the service from being ready.
 
+        Raises OSError naming the address when it cannot be had.
+
         Both are called on other threads; `alive` says whether the event loop still runs.
         """
         host, _, port = address.rpartition(":")
@@ -96,7 +98,10 @@ class Probes:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the base class's name)
                 """Stay silent: probes come every few seconds."""
 
-        self._server = _Server((host, int(port)), Handler)
+        try:
+            self._server = _Server((host, int(port)), Handler)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, address) from None
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
 
     @property

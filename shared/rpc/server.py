@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import inspect
 import resource
@@ -155,9 +156,13 @@ class Server:
         return self._probes.port
 
     async def start(self) -> None:
-        """Listen. Raises OSError or RuntimeError when the address cannot be had."""
+        """Listen. Raises OSError naming the address when it cannot be had."""
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        self.port = self._server.add_secure_port(self._settings.listen, server_credentials(self._settings.tls))
+        credentials, address = server_credentials(self._settings.tls), self._settings.listen
+        try:
+            self.port = self._server.add_secure_port(address, credentials)
+        except RuntimeError:
+            raise OSError(errno.EADDRINUSE, "cannot be listened on", address) from None
         await self._server.start()
         self._probes.start()
         await self._work.enter_async_context(repeating(self._refusals.flush, seconds=10.0, name="refusals"))

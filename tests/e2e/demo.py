@@ -7,65 +7,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import shutil
-import subprocess
+import signal
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 from google.protobuf import json_format
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
-from rich.console import Console
 from rich.table import Table
 
-from bastide.audit.v1 import audit_pb2, audit_pb2_grpc, record_pb2
+from bastide.audit.v1 import record_pb2
 from bastide.model_server.v1 import catalog_pb2, catalog_pb2_grpc, inference_pb2, inference_pb2_grpc
 from bastide.types.v1 import content_pb2, evidence_pb2
-from tests.suite import Person, ProcessSuite
-
-MODEL = "smollm2"
-Metadata = tuple[tuple[str, str], ...]
+from tests.e2e.story import MODEL, Story, StoryBroke, check
 
 
-class StoryBroke(Exception):
-    """Something did not happen as told."""
-
-
-def check(condition: object, what: str) -> None:
-    if not condition:
-        raise StoryBroke(what)
-
-
-class Demo:
+class Demo(Story):
     """The scenes, in order."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.out = Console(highlight=False, width=110)
-        self.times: list[tuple[str, float]] = []
-        self.suite = ProcessSuite(home)
-        self.people: dict[str, Person] = {}
-        self.receipts: dict[str, evidence_pb2.Receipt] = {}
-
-    @contextlib.contextmanager
-    def scene(self, title: str) -> Iterator[None]:
-        self.out.print(f"\n[bold cyan]{len(self.times) + 1}. {title}[/]")
-        started = time.monotonic()
-        yield
-        self.times.append((title, time.monotonic() - started))
-
-    def say(self, text: str) -> None:
-        self.out.print(f"   {text}")
-
-    def ok(self, text: str) -> None:
-        self.out.print(f"   [green]✓[/] {text}")
-
-    # -- the story --
 
     async def run(self) -> None:
         try:
@@ -82,9 +40,22 @@ class Demo:
             await self.guard_killed()
             await self.receipts_offline()
             await self.tampered()
+            self.epilogue()
+            if self.keep:
+                await self.stay()
         finally:
             await self.suite.close()
-        self.epilogue()
+        self.out.print("Nothing is left running.")
+
+    async def stay(self) -> None:
+        """Leave the services up until SIGINT or SIGTERM."""
+        stop = asyncio.Event()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(name, stop.set)
+        addresses = ", ".join(f"{name} at 127.0.0.1:{port}" for name, port in self.suite.grpc.items())
+        self.say(f"The services stay up until Ctrl-C: {addresses}.")
+        self.say(f"Certificates of clients lie in {self.home}/pki/clients, the authority's is {self.home}/pki/ca.pem.")
+        await stop.wait()
 
     async def services(self) -> None:
         with self.scene("Three services come up over mutual TLS"):
@@ -156,7 +127,6 @@ class Demo:
                 "What is the capital of France? Answer in one sentence.", token, purpose="customer-support",
                 client="example-backend",
             )  # fmt: skip
-            self.answer(text)
             check("Paris" in text, "the model should know Paris")
             self.done(end)
             self.receipts["backend"] = end.receipt
@@ -186,13 +156,11 @@ class Demo:
         with self.scene("An IBAN in the prompt never reaches the model"):
             prompt = "My IBAN is DE89 3704 0044 0532 0130 00. Please confirm that you have it."
             self.say(f"[dim]uma:[/] {prompt}")
-            text, end = await self.ask(prompt, self.people["uma"].metadata, tokens=24)
-            self.answer(text)
+            _, end = await self.ask(prompt, self.people["uma"].metadata, tokens=24)
             kinds = {item.kind for item in end.prompt_findings}
             check("PERSONAL_IBAN" in kinds, "the IBAN should have been found")
-            redacted = {item.kind for item in end.prompt_findings if item.action == content_pb2.CONTENT_ACTION_REDACT}
-            check("PERSONAL_IBAN" in redacted, "the IBAN should have been redacted")
-            check("DE89" not in text, "the model has seen the IBAN")
+            replaced = (content_pb2.CONTENT_ACTION_REDACT, content_pb2.CONTENT_ACTION_TOKENISE)
+            check(all(item.action in replaced for item in end.prompt_findings), "the IBAN should have been replaced")
             self.found("prompt", end.prompt_findings)
             self.done(end)
 
@@ -201,7 +169,6 @@ class Demo:
             prompt = "Jane's email is jane.doe@example.com. What is Jane's email?"
             self.say(f"[dim]uma:[/] {prompt}")
             text, end = await self.ask(prompt, self.people["uma"].metadata, tokens=40)
-            self.answer(text)
             check(
                 any(item.kind == "PERSONAL_EMAIL" for item in end.findings),
                 "the model did not repeat the address, so nothing was shown",
@@ -251,8 +218,7 @@ class Demo:
             )
             await self.suite.start("policy-guard")
             await self.suite.ready("model-server")
-            text, end = await self.ask("Say hello.", self.people["uma"].metadata, tokens=12)
-            self.answer(text)
+            _, end = await self.ask("Say hello.", self.people["uma"].metadata, tokens=12)
             self.done(end)
             self.receipts["after"] = end.receipt
 
@@ -305,103 +271,21 @@ class Demo:
         self.out.print("\n[bold]Seconds[/]")
         self.out.print(table)
         self.out.print(
-            "\nNothing is left running. Try next:\n"
-            "   bastide --help                          the same with your own hands\n"
-            "   $EDITOR services/policy_guard/policies  the rules, with their tests beside them; then `make policy`\n"
-            "   make test                               what holds the promises in README.md\n"
-        )
-
-    # -- what scenes use --
-
-    def call(self, prompt: str, purpose: str, tokens: int) -> inference_pb2.InferenceCall:
-        return inference_pb2.InferenceCall(
-            model=MODEL,
-            purpose=purpose,
-            messages=[content_pb2.Message(role=content_pb2.ROLE_USER, content=prompt)],
-            parameters=content_pb2.SamplingParameters(max_new_tokens=tokens, temperature=0),
-        )
-
-    async def ask(
-        self,
-        prompt: str,
-        metadata: Metadata,
-        *,
-        purpose: str = "internal-assistant",
-        tokens: int = 48,
-        client: str = "cli",
-    ) -> tuple[str, inference_pb2.GenerationEnd]:
-        stub = inference_pb2_grpc.InferenceServiceStub(self.suite.channel("model-server", client))
-        text, end = "", None
-        async for event in stub.GenerateStream(
-            inference_pb2.GenerateStreamRequest(call=self.call(prompt, purpose, tokens)), metadata=metadata, timeout=90
-        ):
-            if event.HasField("chunk"):
-                text += event.chunk.text
-            elif event.HasField("end"):
-                end = event.end
-        check(end is not None, "a stream ended well without its end")
-        assert end is not None
-        return text, end
-
-    async def refused(self, who: str, work: object, reason: str) -> str:
-        """Show the refusal, which must be for `reason`; return the id of the call."""
-        try:
-            await work  # type: ignore[misc]
-        except grpc.aio.AioRpcError as error:
-            info, failure = error_details_pb2.ErrorInfo(), error_details_pb2.PreconditionFailure()
-            status = rpc_status.from_call(error)
-            for detail in status.details if status is not None else ():
-                detail.Unpack(info) or detail.Unpack(failure)
-            reasons = {info.reason, *(violation.type for violation in failure.violations)}
-            check(reason in reasons, f"{who}: refused for {sorted(reasons)} and not for {reason}")
-            decision = info.metadata.get("decision_id", "")
-            reference = f"  [dim]decision {decision[:8]}…[/]" if decision else ""
-            self.out.print(f"   [red]✗[/] {who}: [red]{error.code().name}[/] ({reason}) {error.details()}{reference}")
-            return info.metadata["call_id"]
-        raise StoryBroke(f"{who}: should have been refused")
-
-    async def records(self, call_id: str, *, until: record_pb2.RecordKind.ValueType) -> list[str]:
-        stub = audit_pb2_grpc.AuditServiceStub(self.suite.channel("audit"))
-        async with asyncio.timeout(20):
-            while True:
-                answer = await stub.ListRecords(
-                    audit_pb2.ListRecordsRequest(filter=audit_pb2.RecordFilter(call_id=call_id)),
-                    metadata=self.people["ann"].metadata,
-                    timeout=10,
-                )
-                kinds = [entry.kind for entry in reversed(answer.entries)]
-                if until in kinds:
-                    return [record_pb2.RecordKind.Name(kind).removeprefix("RECORD_KIND_") for kind in kinds]
-                await asyncio.sleep(0.2)
-
-    def bastide(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(Path(sys.executable).parent / "bastide"), "--home", str(self.home), *arguments]
-        self.say(f"[dim]$ bastide {' '.join(arguments)}[/]".replace(str(self.home), "…"))
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-    def answer(self, text: str) -> None:
-        self.out.print("   [dim]answer:[/] ", end="")
-        self.out.print(text.strip().replace("\n\n", "\n").replace("\n", "\n           "), markup=False, style="italic")
-
-    def found(self, where: str, findings: object) -> None:
-        for item in findings:  # type: ignore[attr-defined]
-            action = content_pb2.ContentAction.Name(item.action).removeprefix("CONTENT_ACTION_")
-            self.ok(f"{where}: {item.kind} at {item.start}–{item.end}: {action}")
-
-    def done(self, end: inference_pb2.GenerationEnd) -> None:
-        reason = content_pb2.FinishReason.Name(end.finish_reason).removeprefix("FINISH_REASON_")
-        self.ok(
-            f"{reason}, {end.usage.prompt_tokens} + {end.usage.completion_tokens} tokens, {end.model_version}, "
-            f"decision {end.receipt.decision_id[:8]}…, receipt of {len(end.receipt.leaf)} bytes"
+            "\nTry next:\n"
+            "   source .venv/bin/activate; bastide --help   the same with your own hands\n"
+            "   $EDITOR services/policy_guard/policies      the rules, with their tests beside them; then `make policy`\n"
+            "   make test                                   what holds the promises in README.md\n"
         )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", type=Path, default=Path("build/demo"))
-    home = parser.parse_args().home
+    parser.add_argument("--keep", action="store_true", help="leave the services up until Ctrl-C")
+    given = parser.parse_args()
+    home = given.home
     shutil.rmtree(home, ignore_errors=True)
-    demo = Demo(home)
+    demo = Demo(home, keep=given.keep)
     try:
         asyncio.run(demo.run())
     except StoryBroke as error:

@@ -47,6 +47,16 @@ def test_a_process_is_found_again_by_another_command(processes: list[Process], t
     assert again.pid() == process.pid() is not None
 
 
+def test_a_process_that_ended_is_not_ready_whoever_answers_in_its_place(
+    processes: list[Process], tmp_path: Path
+) -> None:
+    process = begin(processes, tmp_path, "raise SystemExit('in use')")
+    while process.pid() is not None:
+        pass
+    with pytest.raises(Failure, match="in use"):
+        process.wait_ready(itertools.repeat(READY), seconds=30)
+
+
 def test_stop_ends_a_process(processes: list[Process], tmp_path: Path) -> None:
     process = begin(processes, tmp_path, OBEDIENT)
     process.wait_ready(says_here(process), seconds=30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,15 @@ def test_a_certificates_key_that_others_may_see_is_refused(home: Path, mode: int
         assert refusal(run(home))["reason"] == "KEY_FILE_REFUSED"
     finally:
         key.chmod(0o600)
+
+
+@pytest.mark.parametrize("setting", ["SERVER__LISTEN", "SERVER__PROBES"])
+def test_an_address_that_is_taken_is_named(home: Path, setting: str) -> None:
+    assert run(home, "migrate").returncode == 0
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        found = refusal(run(home, **{setting: address}))
+    assert found["message"].startswith(f"{address}: ")
 
 
 def test_a_missing_certificate_is_named(home: Path) -> None:
