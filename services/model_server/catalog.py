@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import hashlib
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -131,10 +132,11 @@ class Release:
 
 def parse_version_name(name: str) -> tuple[str, int]:
     """Return model and number of `models/<model>/versions/<n>`. Raises InvalidArgument."""
-    parts = name.split("/")
-    if len(parts) != 4 or parts[0] != "models" or parts[2] != "versions" or not parts[3].isdecimal():
+    # One spelling for each version: what is released is looked up by its name.
+    found = re.fullmatch(r"models/([^/]+)/versions/([1-9][0-9]{0,8})", name)
+    if found is None:
         raise InvalidArgument("a version is models/<model>/versions/<number>", field="name")
-    return parts[1], int(parts[3][:9])
+    return found[1], int(found[2])
 
 
 def parse_model_name(name: str) -> str:

@@ -132,7 +132,7 @@ class CatalogService:
 
     async def version_facts(self, request: catalog_pb2.ApproveModelVersionRequest, _call: Call) -> dict[str, Any]:
         """Facts for policy: who brought the version in."""
-        version = await self._catalog.version(request.name)
+        version = await self._releasing.version(request.name)
         return {"submitters": [version.submitter], "classification": version.manifest.classification}
 
     async def release_facts(self, request: catalog_pb2.CreateReleaseRequest, _call: Call) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class CatalogService:
         return catalog_pb2.RollbackReleaseResponse(release=_release(release, active=True))
 
     async def _arms_facts(self, names: Iterable[str]) -> dict[str, Any]:
-        versions = [await self._catalog.version(name) for name in names]
+        versions = [await self._releasing.version(name) for name in names]
         highest = max((version.manifest.classification for version in versions), key=_CLASSES.index)
         return {"submitters": sorted({version.submitter for version in versions}), "classification": highest}
 

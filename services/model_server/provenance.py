@@ -45,9 +45,8 @@ class Provenance:
 
     def import_statement(self, manifest: Manifest, *, submitter: str) -> bytes:
         """Return the signed statement that brings a version in."""
-        return self._sign(
-            IMPORT, [(manifest.name, manifest.digest)], {"manifest": manifest.model_dump(mode="json"), "by": submitter}
-        )
+        predicate = _import_predicate(manifest, submitter=submitter)
+        return self._sign(IMPORT, [(manifest.name, manifest.digest)], predicate)
 
     def release_statement(
         self, model: str, generation: int, arms: Sequence[Arm], versions: Sequence[Version], *, releaser: str
@@ -60,12 +59,17 @@ class Provenance:
         )
 
     def check(self, version: Version) -> None:
-        """Refuse a version unless statement, digest and log proof verify, in that order. Raises BrokenChain."""
+        """Refuse a version unless statement, digest, submitter and log proof verify, in that order.
+
+        MUST come before anything is decided by the version's facts. Raises BrokenChain.
+        """
         manifest, evidence = version.manifest, version.evidence
         statement = self._verified(evidence.statement, IMPORT, manifest.name)
         (subject,) = statement.subject
         if (subject.name, subject.digest) != (manifest.name, _hex(manifest.digest)):
             raise BrokenChain(f"{manifest.name}: the statement is about other bytes")
+        if statement.predicate != _import_predicate(manifest, submitter=version.submitter):
+            raise BrokenChain(f"{manifest.name}: the statement says something else")
         check_logged(evidence, self._log, manifest.name)
 
     def check_release(self, release: Release, versions: Sequence[Version]) -> None:
@@ -98,6 +102,10 @@ class Provenance:
             )
         except StatementRefused as error:
             raise BrokenChain(f"{link}: {error.message}") from None
+
+
+def _import_predicate(manifest: Manifest, *, submitter: str) -> dict[str, Any]:
+    return {"manifest": manifest.model_dump(mode="json"), "by": submitter}
 
 
 def _release_predicate(model: str, generation: int, arms: Sequence[Arm], *, releaser: str) -> dict[str, Any]:

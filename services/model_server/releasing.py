@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Callable, Sequence
 
 from bastide.audit.v1 import record_pb2
-from services.model_server.catalog import Arm, Catalog, Evidence, Release, check_arms
+from services.model_server.catalog import Arm, Catalog, Evidence, Release, Version, check_arms
 from services.model_server.provenance import FACT, Provenance, statement_digest
 from services.model_server.serving import Serving
 from shared.audit import AuditLog, record_of
@@ -53,6 +53,12 @@ class Releasing:
             model, arms, current, previous=current or None, releaser=releaser, request_id=request_id, cause=cause
         )
 
+    async def version(self, name: str) -> Version:
+        """Return a version whose evidence verifies. Raises NotFound and BrokenChain."""
+        version = await self._catalog.version(name)
+        self._provenance.check(version)
+        return version
+
     async def before(self, model: str) -> tuple[Release, Release | None]:
         """Return the release in force, and the one that a rollback puts back, if any was before. Raises NotFound."""
         current = await self._catalog.release(model)
@@ -90,7 +96,7 @@ class Releasing:
         cause: str,
     ) -> Release:
         check_arms(model, arms)
-        versions = [await self._catalog.version(arm.version) for arm in arms]
+        versions = [await self.version(arm.version) for arm in arms]
         for version in versions:
             await self._serving.prepare(version)
         generation = current + 1

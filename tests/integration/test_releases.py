@@ -121,6 +121,27 @@ async def test_release_carries_the_logs_proof_and_a_repeated_request_makes_no_se
     assert releases[0].statement.log_proof
 
 
+@pytest.mark.parametrize("number", ["01", "١", "+1", "1 ", "0", "1e0", "99999999999"])
+async def test_a_version_has_one_spelling(world: World, number: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.suite.release(world.approver, f"{MODEL}/versions/{number}")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_who_submitted_a_version_is_what_was_signed(world: World) -> None:
+    version = world.versions[2]
+    world.change("UPDATE versions SET submitter = 'someone@example.org' WHERE number = 3")
+    try:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await world.suite.release(world.approver, version)
+        outcome = Outcome()
+        explain(caught.value, outcome)
+        assert (outcome.code, outcome.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "BROKEN_CHAIN")
+    finally:
+        world.change("UPDATE versions SET submitter = 'mia@example.org' WHERE number = 3")
+    assert await world.suite.release(world.approver, version)
+
+
 WEIGHTS = '[{"version": "models/tiny/versions/1", "weight": 60}, {"version": "models/tiny/versions/2", "weight": 40}]'
 OTHER = '[{"version": "models/tiny/versions/3", "weight": 100}]'
 FORGERIES: dict[str, Callable[[World, int], None]] = {
