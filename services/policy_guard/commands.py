@@ -88,7 +88,7 @@ def test(_settings: PolicyGuardSettings | None, arguments: list[str]) -> int:
         inspected = await rego.test(bundle, deadline=asyncio.get_running_loop().time() + _SECONDS)
         return {
             "tests": list(inspected.tests),
-            "problems": [str(problem) for problem in inspected.problems],
+            "problems": [str(problem) for problem in inspected.problems] or ([] if inspected.tests else ["no tests"]),
             "uncovered": list(inspected.uncovered),
         }
 

@@ -136,7 +136,10 @@ class Users:
                 await connection.execute(text("LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE"))
             usable = exists(enrolments.select().where(enrolments.c.expires_at > self._clock()))
             if (await connection.execute(select(or_(exists(credentials.select()), usable)))).scalar_one():
-                raise AlreadyBootstrapped("there is an administrator; people are created with a signed-in one")
+                raise AlreadyBootstrapped(
+                    "there is an administrator, or codes that were printed can still be used; they end after a day,"
+                    " and a lost one is replaced with recover-administrator"
+                )
             for table in (enrolments, users):
                 await connection.execute(delete(table))
             first, second = [await self._insert(connection, subject, tenant, roles) for subject in subjects]

@@ -46,7 +46,9 @@ def chat(
     prompt: Annotated[str, typer.Argument(help="What to say; `-` reads it; without it, a conversation.")] = "",
     purpose: Annotated[str, typer.Option(help="Purpose id, judged by policy.")] = "internal-assistant",
     system: Annotated[str, typer.Option(help="Instructions put before the conversation.")] = "",
-    max_new_tokens: Annotated[int, typer.Option(min=0, help="Cap on generated tokens; 0: the server's.")] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=0, max=2**31, help="Cap on generated tokens; 0: the server's.")
+    ] = 0,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 draws the likeliest token.")] = None,
     top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Nucleus sampling mass.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeat for more.")] = None,
@@ -64,7 +66,7 @@ def chat(
     if system:
         call.messages.add(role=content_pb2.ROLE_SYSTEM, content=system)
     if prompt == "-":
-        prompt = sys.stdin.read()
+        prompt = sys.stdin.buffer.read().decode(errors="surrogateescape")
     if prompt:
         _turn(session, call, prompt, receipt)
         return
@@ -88,6 +90,10 @@ def _exchange(session: Session, call: inference_pb2.InferenceCall, said: str, re
 
 
 def _turn(session: Session, call: inference_pb2.InferenceCall, prompt: str, receipt: Path | None) -> str:
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise Failure("the prompt is not UTF-8 text", exit_code=USAGE) from None
     call.messages.add(role=content_pb2.ROLE_USER, content=prompt)
     text, start, end = session.run(_generate(session, call))
     if receipt is not None:

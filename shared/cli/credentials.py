@@ -44,9 +44,8 @@ class Credentials:
         """Return the token of `subject`, by default of whoever signed in last. Raises Failure when there is none."""
         path = self._path(subject) if subject else self._latest()
         if path is None or not path.exists():
-            raise Failure(
-                f"{subject or 'nobody'} is signed in here: bastide login {subject or 'SUBJECT'}", title="not signed in"
-            )
+            who = f"{subject} is not" if subject else "nobody is"
+            raise Failure(f"{who} signed in here: bastide login {subject or 'SUBJECT'}", title="not signed in")
         try:
             credential = Credential(**json.loads(files.read(path, forbidden_mode=files.PRIVATE)))
         except (ValueError, TypeError):

@@ -17,6 +17,7 @@ from shared.rpc.status import DOMAIN
 REFUSED = 1
 USAGE = 2
 UNAVAILABLE = 3
+INTERNAL = 70  # EX_SOFTWARE of sysexits.h
 
 _UNAVAILABLE_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 # By ErrorInfo reason, and by the codes of the default policy's public reasons.

@@ -17,6 +17,8 @@ from shared.cli.leaf import Leaf
 from shared.cli.render import moment, name_of
 from shared.errors import Error
 from shared.transparency.directory import verify_directory
+from shared.transparency.errors import Malformed
+from shared.transparency.note import Verifier
 
 _KIND = "RECORD_KIND_"
 _COLUMNS = ("entry", "at", "kind", "method", "outcome", "who", "decision")
@@ -117,8 +119,11 @@ def verify(
             if index % 1000 == 0:
                 progress.update(f"recomputing the log: {index:,} entries")
 
+        log_key = read_key(session, key)
+        if not any((path / name).exists() for name in ("checkpoint", "tile")):
+            raise Failure(f"{path} holds no published log", exit_code=USAGE)
         try:
-            found = verify_directory(path, read_key(session, key), count)
+            found = verify_directory(path, log_key, count)
         except Error as error:
             raise Failure(
                 f"{path}: {error.message}\nThe log is damaged or was changed here. Do not trust what stands behind it.",
@@ -145,7 +150,13 @@ def verify(
 
 def read_key(session: Session, path: Path | None) -> str:
     """Return the log's public key (vkey) from a file, by default the set-up's."""
-    return (path or session.home.log_key).read_text().strip()
+    file = path or session.home.log_key
+    text = file.read_text().strip()
+    try:
+        Verifier.parse(text)
+    except Malformed:
+        raise Failure(f"{file} holds no public key of a log (`<name>+<id>+<base64>`)", exit_code=USAGE) from None
+    return text
 
 
 def _filter(kinds: list[str] | None) -> audit_pb2.RecordFilter:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from typer.core import TyperGroup
 
 from shared.cli import chat, evidence, installation, logs, models, people, policies, releases, services
 from shared.cli.connection import Home, Session
-from shared.cli.failures import report
+from shared.cli.failures import INTERNAL, report
 from shared.cli.render import Output
 
 _FLAG = "--json"
@@ -36,15 +35,20 @@ class Root(TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; failures that are foreseen end it with their exit code."""
+        """Run the command; failures end it with their exit code, and those that nobody foresaw in one line too."""
         try:
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
-            exit_code = report(Output(as_json=bool(ctx.params.get("as_json"))), error)
+            output = Output(as_json=bool(ctx.params.get("as_json")))
+            exit_code = report(output, error)
             if exit_code is None:
-                raise
+                if os.environ.get("BASTIDE_DEBUG"):
+                    raise
+                lines = (f"{type(error).__name__}: {error}", "BASTIDE_DEBUG=1 shows where")
+                output.failure("internal error", lines, {"reason": "INTERNAL", "message": lines[0]})
+                exit_code = INTERNAL
             raise typer.Exit(exit_code) from None
 
 
@@ -87,17 +91,8 @@ policies.register(app)
 evidence.register(logs.register(app))
 
 
-def _unforeseen(kind: type[BaseException], error: BaseException, _trace: object) -> None:
-    """Name what nobody foresaw in one line; `BASTIDE_DEBUG=1` shows where it came from."""
-    Output(as_json=_FLAG in sys.argv).failure(
-        "internal error", (f"{kind.__name__}: {error}", "BASTIDE_DEBUG=1 shows where"), {"reason": "INTERNAL"}
-    )
-
-
 def main() -> None:
     """Run `bastide`."""
-    if not os.environ.get("BASTIDE_DEBUG"):
-        sys.excepthook = _unforeseen
     app(prog_name="bastide")
 
 

@@ -21,7 +21,10 @@ from shared.keys import files
 
 PasswordFile = Annotated[Path | None, typer.Option(help="Read the password from this file (mode 0600), for scripts.")]
 Subject = Annotated[str, typer.Argument(help="Who, for example ada@example.org.")]
-Role = Annotated[list[str] | None, typer.Option(metavar="ROLE", help="A role; repeat for more.")]
+Role = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ROLE", help="A role of policy's `roles`, as user; repeat for more."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Examples: bastide login ada@example.org; bastide login ada@example.org --no-mfa")(login)
     app.command()(whoami)
     users = typer.Typer(no_args_is_help=True, help="People who may sign in.")
-    users.command("create", epilog="Example: bastide user create cleo@example.org --role engineer")(create)
+    users.command("create", epilog="Example: bastide user create cleo@example.org --role developer")(create)
     users.command("list")(list_users)
     users.command("update", epilog="Example: bastide user update cleo@example.org --role auditor")(update)
     users.command("recover")(recover)

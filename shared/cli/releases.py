@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from typing import Annotated
 
@@ -79,6 +80,6 @@ def _answers(item: catalog_pb2.Release) -> str:
 
 def _arm(model: str, text: str, *, only: bool) -> catalog_pb2.ReleaseArm:
     version, colon, weight = text.partition(":")
-    if not (weight.isdecimal() if colon else only):
+    if not (re.fullmatch("[0-9]{1,3}", weight) if colon else only):
         raise Failure(f"{text!r} is not VERSION:WEIGHT; weights sum to 100", exit_code=USAGE)
     return catalog_pb2.ReleaseArm(version=version_name(model, version), weight=int(weight) if colon else 100)

@@ -103,7 +103,7 @@ class Output:
 
     def failure(self, title: str, lines: Sequence[str], document: Mapping[str, Any]) -> None:
         """Show one panel on standard error; in JSON mode also `{"error": document}` on standard output."""
-        body = Text(printable("\n".join(lines)))
+        body = Text(printable("\n".join(lines)), overflow="fold")
         width = min(self.aside.width, _WIDTH_OF_PANELS)
         self.aside.print(Panel(body, title=Text(printable(title)), title_align="left", border_style="red"), width=width)
         self.emit({"error": dict(document)})

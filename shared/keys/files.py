@@ -35,8 +35,8 @@ def read(path: Path, *, forbidden_mode: int) -> bytes:
     try:
         # Non-blocking, so that a FIFO put in the file's place cannot hang the opener.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        raise KeyFileRefused(f"{path.name} cannot be opened") from None
+    except OSError as error:
+        raise KeyFileRefused(f"{path.name} cannot be opened: {error.strerror}") from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -44,7 +44,7 @@ def read(path: Path, *, forbidden_mode: int) -> bytes:
         if status.st_uid not in (0, os.geteuid()):
             raise KeyFileRefused(f"{path.name} belongs to another user")
         if status.st_mode & forbidden_mode:
-            raise KeyFileRefused(f"{path.name} has wider permissions than it may have")
+            raise KeyFileRefused(f"{path.name} has wider permissions than it may have: {0o666 & ~forbidden_mode:04o}")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             content = file.read(_MAX_SIZE + 1)
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from cryptography import x509
 
 from tests.unit.cli.conftest import Bastide, document
@@ -24,6 +25,40 @@ def test_init_refuses_a_folder_that_is_not_empty(bastide: Bastide, tmp_path: Pat
     assert result.exit_code == 1
     assert "is not empty" in result.stderr
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize("command", ["up", "down"])
+def test_a_command_too_early_leaves_the_folder_to_init(bastide: Bastide, command: str) -> None:
+    early = bastide(command)
+    assert early.exit_code == 1
+    assert "init" in early.stderr
+    assert bastide("init").exit_code == 0
+
+
+def test_a_failure_that_nobody_foresaw_is_one_line(bastide: Bastide, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("by nought")
+
+    monkeypatch.setattr("shared.cli.setup.create", broken)
+    failed = bastide("--json", "init")
+    assert failed.exit_code == 70
+    assert document(failed)["error"] == {"reason": "INTERNAL", "message": "ZeroDivisionError: by nought"}
+    monkeypatch.setenv("BASTIDE_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        bastide("init")
+
+
+def test_a_name_that_is_not_signed_in_is_called_so(bastide: Bastide) -> None:
+    bastide("init")
+    assert "uma@x.org is not signed in here" in bastide("--as", "uma@x.org", "model", "list").stderr
+    assert "nobody is signed in here" in bastide("model", "list").stderr
+
+
+def test_a_prompt_that_is_no_text_is_wrong_usage(bastide: Bastide) -> None:
+    bastide("init")
+    refused = bastide("chat", "smollm2", "caf\udcff")
+    assert refused.exit_code == 2
+    assert "UTF-8" in refused.stderr
 
 
 def test_a_client_is_added_once(bastide: Bastide, tmp_path: Path) -> None:

@@ -48,3 +48,12 @@ def test_a_key_that_is_missing_is_named(bastide: Bastide, log: PublishedLog, tmp
     result = bastide("audit", "verify", log.directory, "--key", tmp_path / "nowhere")
     assert result.exit_code == 1
     assert "nowhere" in result.stderr
+
+
+def test_a_wrong_folder_or_key_file_is_no_broken_log(bastide: Bastide, log: PublishedLog, tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("not a key")
+    for arguments in ((tmp_path / "empty", "--key", log.key), (log.directory, "--key", text)):
+        refused = bastide("audit", "verify", *arguments)
+        assert refused.exit_code == 2, refused.stderr
+        assert "NOT verify" not in refused.stderr

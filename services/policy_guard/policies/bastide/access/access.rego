@@ -125,7 +125,18 @@ denials contains {
 } if {
 	input_ok
 	some role in input.resource.roles
+	data.bastide.roles[role]
 	not grantable(role)
+}
+
+denials contains {
+	"code": "ROLE_UNKNOWN",
+	"message": "There is no such role.",
+	"public": true,
+} if {
+	input_ok
+	some role in input.resource.roles
+	not data.bastide.roles[role]
 }
 
 default grantable(_) := false

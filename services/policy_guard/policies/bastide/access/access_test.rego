@@ -82,7 +82,7 @@ test_roles_are_given_by_those_whom_each_role_names if {
 	allowed(of("test.thing.write", {"roles": []}))
 	allowed(of("test.thing.write", {"roles": ["reader"]}))
 	codes(of("test.thing.write", {"roles": ["reader", "writer"]})) == {"ROLE_NOT_GRANTABLE"}
-	codes(of("test.thing.write", {"roles": ["unheard"]})) == {"ROLE_NOT_GRANTABLE"}
+	codes(of("test.thing.write", {"roles": ["unheard"]})) == {"ROLE_UNKNOWN"}
 }
 
 test_an_unknown_action_is_denied if {
