@@ -27,6 +27,12 @@ from shared.records.store import Records
 Clock = Callable[[], dt.datetime]
 
 
+class BrokenChain(FailedPrecondition):
+    """A version's or a release's evidence does not verify; the message names the link."""
+
+    reason = "BROKEN_CHAIN"
+
+
 class DeclaredModel(pydantic.BaseModel, frozen=True, extra="forbid", strict=True):
     """A model that a configured remote backend says it serves; taken on trust."""
 
@@ -249,16 +255,23 @@ class Catalog:
             return [_version(row) for row in await connection.execute(query)]
 
     async def release(self, model: str) -> Release:
-        """Return the release in force. Raises NotFound when there is none."""
+        """Return the release in force, the newest there is.
+
+        Raises NotFound when there is none, BrokenChain when the catalogue says that an older one is in force.
+        """
         query = (
-            sa.select(releases)
-            .join(models, (models.c.name == releases.c.model) & (models.c.generation == releases.c.generation))
+            sa.select(releases, models.c.generation.label("in_force"))
+            .join(models, models.c.name == releases.c.model)
             .where(models.c.name == model)
+            .order_by(releases.c.generation.desc())
+            .limit(1)
         )
         async with self._records.read() as connection:
             row = (await connection.execute(query)).first()
         if row is None:
             raise NotFound("no release of this model")
+        if row.in_force != row.generation:
+            raise BrokenChain(f"models/{model}: the catalogue went back to an older release")
         return _release(row)
 
     async def releases(self, model: str, *, before: int, limit: int) -> list[Release]:
@@ -325,8 +338,15 @@ def _model(row: Any) -> Model:
 
 
 def _version(row: Any) -> Version:
+    name = f"models/{row.model}/versions/{row.number}"
+    try:
+        manifest = Manifest.model_validate_json(row.manifest)
+    except ValueError:
+        raise BrokenChain(f"{name}: the manifest is malformed") from None
+    if manifest.name != name:
+        raise BrokenChain(f"{name}: the manifest is another version's")
     return Version(
-        manifest=Manifest.model_validate_json(row.manifest),
+        manifest=manifest,
         submitter=row.submitter,
         created_at=_moment(row.created_at),
         evidence=Evidence(statement=row.statement, log_leaf=row.log_leaf, log_proof=row.log_proof),
@@ -334,10 +354,15 @@ def _version(row: Any) -> Version:
 
 
 def _release(row: Any) -> Release:
+    try:
+        arms = tuple(Arm(**arm) for arm in row.arms)
+        check_arms(row.model, arms)
+    except (TypeError, FailedPrecondition, InvalidArgument):
+        raise BrokenChain(f"models/{row.model}/releases/{row.generation}: the release is malformed") from None
     return Release(
         model=row.model,
         generation=row.generation,
-        arms=tuple(Arm(version=arm["version"], weight=arm["weight"]) for arm in row.arms),
+        arms=arms,
         previous=row.previous,
         releaser=row.releaser,
         created_at=_moment(row.created_at),

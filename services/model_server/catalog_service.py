@@ -148,7 +148,10 @@ class CatalogService:
         release = await self._releasing.release(
             model, arms, releaser=call.person.subject, request_id=request.request_id, cause=call.call_id
         )
-        return catalog_pb2.CreateReleaseResponse(release=_release(release, active=True))
+        # A repeated request tells of the first release, which another may have followed.
+        in_force = (await self._catalog.model(model)).generation
+        active = release.generation == in_force
+        return catalog_pb2.CreateReleaseResponse(release=_release(release, active=active))
 
     async def GetRelease(self, request: catalog_pb2.GetReleaseRequest, _call: Call) -> catalog_pb2.GetReleaseResponse:
         """See the contract."""

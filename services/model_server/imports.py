@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.model_server.tables import import_events, import_jobs
-from shared.errors import Aborted, Error, NotFound
+from shared.errors import Aborted, AlreadyExists, Error, NotFound
 from shared.records.store import Records
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED"
@@ -93,7 +93,10 @@ class ImportJobs:
     async def create(
         self, *, model: str, source: str, license_id: str, description: str, submitter: str, request_id: str
     ) -> ImportJob:
-        """Queue a job; the same submitter and request_id give the first job again."""
+        """Queue a job; the same submitter and request_id give the first job again.
+
+        Raises AlreadyExists when they asked for something else.
+        """
         job_id = str(uuid.uuid4())
         now = self._micros()
         try:
@@ -127,6 +130,8 @@ class ImportJobs:
                 row = (await connection.execute(query)).first()
             if row is None:
                 raise Aborted("another import was created at the same moment; ask again") from None
+            if (row.model, row.source, row.license) != (model, source, license_id):
+                raise AlreadyExists("this request_id made another import") from None
             return _job(row)
         self._arrived.set()
         return await self.get(job_id)

@@ -7,8 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from services.model_server.catalog import Arm, Evidence, Manifest, Release, Version
-from shared.errors import FailedPrecondition
+from services.model_server.catalog import Arm, BrokenChain, Evidence, Manifest, Release, Version
 from shared.keys import SigningKey
 from shared.statements import Digest, Statement, StatementRefused, Subject, TrustRoot, sign, verify
 from shared.transparency.errors import Malformed, Unverified
@@ -21,12 +20,6 @@ IMPORT = "urn:bastide:model-import:v1"
 RELEASE = "urn:bastide:model-release:v1"
 # The log leaf of a statement names it by this fact.
 FACT = "statement_sha256"
-
-
-class BrokenChain(FailedPrecondition):
-    """A version's evidence does not verify; the message names the link."""
-
-    reason = "BROKEN_CHAIN"
 
 
 def _hex(digest: str) -> Digest:

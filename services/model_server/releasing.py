@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import uuid
 from collections.abc import Callable, Sequence
 
 from bastide.audit.v1 import record_pb2
@@ -10,7 +12,7 @@ from services.model_server.catalog import Arm, Catalog, Evidence, Release, Versi
 from services.model_server.provenance import FACT, Provenance, statement_digest
 from services.model_server.serving import Serving
 from shared.audit import AuditLog, record_of
-from shared.errors import FailedPrecondition
+from shared.errors import AlreadyExists, FailedPrecondition
 
 
 class NoEarlierRelease(FailedPrecondition):
@@ -41,12 +43,15 @@ class Releasing:
     async def release(self, model: str, arms: Sequence[Arm], *, releaser: str, request_id: str, cause: str) -> Release:
         """Put `arms` in force as the next generation. `cause` is the call that asked.
 
-        The same releaser and request_id give the first release again. Raises Aborted when another release won,
+        The same releaser and request_id give the first release again, which need no longer be in force. Raises
+        AlreadyExists when they made one of other arms, Aborted when another release won,
         FailedPrecondition for arms that make no release, NotFound, BrokenChain, and BackendUnavailable where a version
         does not load.
         """
         found = await self._catalog.requested_release(model, releaser=releaser, request_id=request_id)
         if found is not None:
+            if found.arms != tuple(arms):
+                raise AlreadyExists("this request_id made another release")
             return found
         current = (await self._catalog.model(model)).generation
         return await self._enter(
@@ -80,7 +85,8 @@ class Releasing:
             current.generation,
             previous=target.previous,
             releaser=releaser,
-            request_id=f"rollback:{current.generation}",
+            # Beside those of callers: nobody can have taken it before.
+            request_id=f"rollback:{uuid.uuid4()}",
             cause=cause,
         )
 
@@ -97,9 +103,32 @@ class Releasing:
     ) -> Release:
         check_arms(model, arms)
         versions = [await self.version(arm.version) for arm in arms]
-        for version in versions:
-            await self._serving.prepare(version)
-        generation = current + 1
+        async with contextlib.AsyncExitStack() as stack:
+            for version in versions:
+                await stack.enter_async_context(self._serving.prepared(version))
+            return await self._put_in_force(
+                model,
+                arms,
+                versions,
+                current + 1,
+                previous=previous,
+                releaser=releaser,
+                request_id=request_id,
+                cause=cause,
+            )
+
+    async def _put_in_force(
+        self,
+        model: str,
+        arms: Sequence[Arm],
+        versions: Sequence[Version],
+        generation: int,
+        *,
+        previous: int | None,
+        releaser: str,
+        request_id: str,
+        cause: str,
+    ) -> Release:
         statement = self._provenance.release_statement(model, generation, arms, versions, releaser=releaser)
         record = record_of(
             record_pb2.RECORD_KIND_SYSTEM,

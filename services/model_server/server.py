@@ -15,7 +15,7 @@ from services.model_server.backends.openai import OpenAIBackend
 from services.model_server.backends.remote import RemoteSettings
 from services.model_server.backends.tgi import TgiBackend
 from services.model_server.backends.torch import TorchBackend
-from services.model_server.catalog import Catalog, Version
+from services.model_server.catalog import BrokenChain, Catalog, Version
 from services.model_server.catalog_service import CatalogService
 from services.model_server.config import ModelServerSettings
 from services.model_server.importer import load_model
@@ -24,7 +24,7 @@ from services.model_server.imports import ImportJobs
 from services.model_server.inference import Inference, InferenceLimits
 from services.model_server.inference_service import InferenceService
 from services.model_server.migrations import SCRIPTS
-from services.model_server.provenance import BrokenChain, Provenance
+from services.model_server.provenance import Provenance
 from services.model_server.releasing import Releasing
 from services.model_server.serving import Serving
 from shared.audit import AuditClient

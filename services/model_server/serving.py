@@ -13,8 +13,8 @@ import structlog
 from prometheus_client import Gauge
 
 from services.model_server.backends import Backend
-from services.model_server.catalog import Catalog, Release, Version
-from services.model_server.provenance import BrokenChain, Provenance
+from services.model_server.catalog import BrokenChain, Catalog, Release, Version
+from services.model_server.provenance import Provenance
 from shared import errors
 
 log = structlog.get_logger()
@@ -40,19 +40,22 @@ class Served:
     generation: int
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Loaded:
+    """A version in memory or on its way there. `users` are calls, releases being made, and whoever waits for it."""
+
     version: Version
     backend: Backend
-    calls: int = 0
-    retired: bool = False
+    loading: asyncio.Task[None] = field(init=False)
+    ready: bool = False
+    users: int = 0
 
 
 @dataclass(kw_only=True)
 class _Known:
     release: Release
     looked_up: float
-    arms: dict[str, _Loaded] = field(default_factory=dict)
+    arms: dict[str, _Loaded]
 
 
 class Serving:
@@ -65,10 +68,10 @@ class Serving:
         self._backend_for = backend_for
         self._loaded: dict[str, _Loaded] = {}
         self._known: dict[str, _Known] = {}
-        self._loading = asyncio.Lock()
+        self._one_at_a_time = asyncio.Lock()
         # What keeps a released model from being served at all, by resource name.
         self.failing: dict[str, str] = {}
-        VERSIONS_LOADED.set_function(lambda: len(self._loaded))
+        VERSIONS_LOADED.set_function(lambda: sum(loaded.ready for loaded in self._loaded.values()))
 
     @contextlib.asynccontextmanager
     async def lease(self, model: str, subject: str) -> AsyncIterator[Served]:
@@ -80,16 +83,17 @@ class Serving:
         loaded = known.arms[known.release.arm_for(subject).version]
         if not loaded.backend.healthy():
             raise errors.BackendUnavailable("the model is not ready", retry_after=1.0)
-        loaded.calls += 1
-        try:
-            yield Served(version=loaded.version, backend=loaded.backend, generation=known.release.generation)
-        finally:
-            loaded.calls -= 1
-            await self._unload_if_idle(loaded)
+        async with self._using(loaded.version) as used:
+            yield Served(version=used.version, backend=used.backend, generation=known.release.generation)
 
-    async def prepare(self, version: Version) -> None:
-        """Verify and load a version before it is released, so that the release cannot fail for it later."""
-        await self._load(version)
+    @contextlib.asynccontextmanager
+    async def prepared(self, version: Version) -> AsyncIterator[None]:
+        """Verify and load a version, and keep it within the context, so that its release cannot fail for it later.
+
+        What is not released by then is unloaded. Raises BrokenChain and BackendUnavailable.
+        """
+        async with self._using(version):
+            yield
 
     async def warm(self) -> None:
         """Load everything that is released; for start-up and as periodic work."""
@@ -101,10 +105,11 @@ class Serving:
                 try:
                     known = await self._current(model.name)
                 except errors.Error as error:
-                    self.failing[f"models/{model.name}"] = error.message
                     log.warning("release_not_served", model=model.name, reason=error.reason)
-                    if model.name not in self._known:
-                        ARM_HEALTHY.labels(model.name, "0").set(0)
+                    self._fail(model.name, error.message)
+                except Exception as error:  # noqa: BLE001  (a defect in one model must not keep the others unloaded)
+                    log.error("release_not_served", model=model.name, error=error)
+                    self._fail(model.name, "internal error")
                 else:
                     self.failing.pop(f"models/{model.name}", None)
                     self._show(known)
@@ -125,29 +130,46 @@ class Serving:
         ARM_HEALTHY.clear()
         ARM_VERSION.clear()
         for item in loaded:
+            item.loading.cancel()
+            await asyncio.gather(item.loading, return_exceptions=True)
             await item.backend.close()
 
     async def _current(self, model: str) -> _Known:
-        known = self._known.get(model)
-        if known is not None and time.monotonic() - known.looked_up < MAX_STALE_SECONDS:
-            return known
-        looked_up = time.monotonic()
-        release = await self._catalog.release(model)
-        if known is not None and known.release.generation == release.generation:
-            known.looked_up = looked_up
-            return known
-        if known is not None and release.generation < known.release.generation:
-            raise BrokenChain(f"models/{model}: the catalogue went back to an older release")
+        """Return the release in force, loaded: looked up at most `MAX_STALE_SECONDS` ago, and after its load again."""
+        while True:
+            known = self._known.get(model)
+            if known is not None and time.monotonic() - known.looked_up < MAX_STALE_SECONDS:
+                return known
+            looked_up = time.monotonic()
+            release = await self._catalog.release(model)
+            if known is not None and release.generation < known.release.generation:
+                raise BrokenChain(f"models/{model}: the catalogue went back to an older release")
+            if known is not None and release.generation == known.release.generation:
+                known.looked_up = looked_up
+                return known
+            await self._enter(model, release)
+
+    async def _enter(self, model: str, release: Release) -> None:
+        """Load a newer release and serve it from now on, unless yet another is in force by then."""
         versions = [await self._catalog.version(arm.version) for arm in release.arms]
         self._provenance.check_release(release, versions)
-        arms = {version.manifest.name: await self._load(version) for version in versions}
-        fresh = _Known(release=release, looked_up=looked_up, arms=arms)
-        self._known[model] = fresh
-        for name, loaded in known.arms.items() if known is not None else ():
-            if name not in arms:
-                loaded.retired = True
-                await self._unload_if_idle(loaded)
-        return fresh
+        async with contextlib.AsyncExitStack() as stack:
+            arms = {item.manifest.name: await stack.enter_async_context(self._using(item)) for item in versions}
+            looked_up = time.monotonic()
+            newest = await self._catalog.release(model)
+            before = self._known.get(model)
+            if newest.generation != release.generation or (
+                before is not None and before.release.generation >= release.generation
+            ):
+                return
+            self._known[model] = _Known(release=release, looked_up=looked_up, arms=arms)
+        for loaded in before.arms.values() if before is not None else ():
+            await self._unload_if_unused(loaded)
+
+    def _fail(self, model: str, why: str) -> None:
+        self.failing[f"models/{model}"] = why
+        if model not in self._known:
+            ARM_HEALTHY.labels(model, "0").set(0)
 
     def _show(self, known: _Known) -> None:
         model, arms = known.release.model, known.release.arms
@@ -163,29 +185,44 @@ class Serving:
     def _answers(self, model: str, backend: Backend) -> bool:
         return backend.healthy() and f"models/{model}" not in self.failing
 
-    async def _load(self, version: Version) -> _Loaded:
+    @contextlib.asynccontextmanager
+    async def _using(self, version: Version) -> AsyncIterator[_Loaded]:
+        """Keep a version in memory within the context. Whoever leaves while it loads takes it from nobody else."""
         name = version.manifest.name
-        async with self._loading:
-            if (loaded := self._loaded.get(name)) is not None:
-                loaded.retired = False
-                return loaded
+        loaded = self._loaded.get(name)
+        if loaded is None:
             self._provenance.check(version)
-            backend = self._backend_for(version)
-            try:
-                async with asyncio.timeout(LOAD_SECONDS):
-                    await backend.start()
-            except BaseException as error:
-                await backend.close()
-                if isinstance(error, TimeoutError):
-                    raise errors.BackendUnavailable("the model did not load in time") from None
-                raise
-            log.info("version_loaded", version=name)
-            loaded = self._loaded[name] = _Loaded(version=version, backend=backend)
-            return loaded
+            loaded = self._loaded[name] = _Loaded(version=version, backend=self._backend_for(version))
+            loaded.loading = asyncio.create_task(self._load(loaded), name=f"load {name}")
+            # Whoever waits is told how it ended; nobody may be left to ask.
+            loaded.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        loaded.users += 1
+        try:
+            await asyncio.shield(loaded.loading)
+            yield loaded
+        finally:
+            loaded.users -= 1
+            await self._unload_if_unused(loaded)
 
-    async def _unload_if_idle(self, loaded: _Loaded) -> None:
-        if loaded.retired and loaded.calls == 0:
-            name = loaded.version.manifest.name
+    async def _load(self, loaded: _Loaded) -> None:
+        name = loaded.version.manifest.name
+        try:
+            async with self._one_at_a_time, asyncio.timeout(LOAD_SECONDS):
+                await loaded.backend.start()
+        except BaseException as error:
             self._loaded.pop(name, None)
+            await loaded.backend.close()
+            if isinstance(error, TimeoutError):
+                raise errors.BackendUnavailable("the model did not load in time") from None
+            raise
+        loaded.ready = True
+        log.info("version_loaded", version=name)
+        await self._unload_if_unused(loaded)
+
+    async def _unload_if_unused(self, loaded: _Loaded) -> None:
+        name = loaded.version.manifest.name
+        released = any(name in known.arms for known in self._known.values())
+        if loaded.ready and not loaded.users and not released and self._loaded.get(name) is loaded:
+            del self._loaded[name]
             await loaded.backend.close()
             log.info("version_unloaded", version=name)

@@ -67,13 +67,18 @@ async def published(catalog: Catalog, *numbers: int, model: str = "m") -> None:
 
 
 async def released(
-    catalog: Catalog, generation: int, *arms: tuple[int, int], request_id: str = "", previous: int | None = None
+    catalog: Catalog,
+    generation: int,
+    *arms: tuple[int, int],
+    request_id: str = "",
+    previous: int | None = None,
+    model: str = "m",
 ) -> Release:
     """Put versions, by number and weight, in force."""
     release = Release(
-        model="m",
+        model=model,
         generation=generation,
-        arms=tuple(Arm(version=f"models/m/versions/{number}", weight=weight) for number, weight in arms),
+        arms=tuple(Arm(version=f"models/{model}/versions/{number}", weight=weight) for number, weight in arms),
         previous=previous,
         releaser="raj",
         created_at=NOW,
