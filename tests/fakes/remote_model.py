@@ -82,6 +82,7 @@ class RemoteModel:
     events: tuple[object, ...] = GOOD
     status: int = 200
     location: str | None = None
+    compressed: bool = False
     served: str = MODEL
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -125,7 +126,7 @@ class RemoteModel:
             return web.json_response({"error": "`top_p` must be > 0.0 and < 1.0"}, status=422)
         if not sent.get("stream"):
             return await self._whole(request)
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        response = self._encoded(web.StreamResponse(headers={"Content-Type": "text/event-stream"}))
         try:
             await response.prepare(request)
             for event in DRAWN if self.tgi and tgi_draws(sent) else self.events:
@@ -153,8 +154,13 @@ class RemoteModel:
                 elif isinstance(event, asyncio.Event):
                     await event.wait()
                 elif isinstance(event, str) and event != "[DONE]":
-                    return web.Response(text=event, content_type="application/json")
-            return web.json_response(whole(self.events))
+                    return self._encoded(web.Response(text=event, content_type="application/json"))
+            return self._encoded(web.json_response(whole(self.events)))
         except asyncio.CancelledError:
             self.disconnected.set()
             raise
+
+    def _encoded(self, response: web.StreamResponse) -> web.StreamResponse:
+        if self.compressed:
+            response.enable_compression(web.ContentCoding.gzip)
+        return response

@@ -10,6 +10,7 @@ import abc
 import asyncio
 import contextlib
 import ipaddress
+import re
 import ssl
 import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
@@ -37,6 +38,9 @@ _FINISHES = {
 _MAX_STOPS = 4  # OpenAI's API takes no more
 _MAX_TOKEN_CHARACTERS = 256
 _MESSAGE_TOKENS = 32  # more than any known template adds to a message
+# One event of a stream, or an answer that comes whole: as JSON it takes many times its bytes in memory.
+_MAX_EVENT_BYTES = 4 << 20
+_EVENT_END = re.compile(rb"\n\n|\r\n\r\n")
 # What any client library raises for a server that is dead, hung or talks nonsense.
 _FAULTS = (httpx2.HTTPError, httpx2.StreamError, OSError, ValueError, TypeError, AttributeError, LookupError)
 
@@ -185,6 +189,7 @@ class RemoteBackend(abc.ABC):
         """Return a client that goes where it is told alone: no proxy, no redirect, no key from elsewhere."""
 
         async def authorise(request: httpx2.Request) -> None:
+            request.headers["accept-encoding"] = "identity"
             request.headers.pop("authorization", None)
             if self._settings.api_key is not None:
                 request.headers["authorization"] = f"Bearer {self._settings.api_key}"
@@ -193,6 +198,9 @@ class RemoteBackend(abc.ABC):
         most = self._settings.max_context * (6 * _MAX_TOKEN_CHARACTERS + 1024) + 1024 * 1024
 
         async def bound(response: httpx2.Response) -> None:
+            # What comes compressed would be measured before it is inflated, by a thousand times and more.
+            if response.headers.get("content-encoding", "identity").lower() != "identity":
+                raise httpx2.DecodingError("the answer is compressed, which was not asked for")
             response.stream = _Bounded(response.stream, most)
 
         return httpx2.AsyncClient(
@@ -230,7 +238,7 @@ class RemoteBackend(abc.ABC):
 
 
 class _Bounded(httpx2.AsyncByteStream):
-    """A response body that breaks off when there is more of it than any answer has."""
+    """A response body that breaks off when it, or one event of it, is longer than any answer has."""
 
     def __init__(self, stream: object, most: int) -> None:
         if not isinstance(stream, httpx2.AsyncByteStream):
@@ -239,11 +247,18 @@ class _Bounded(httpx2.AsyncByteStream):
         self._most = most
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        left = self._most
+        left, event, tail = self._most, 0, b""
         async for part in self._stream:
             left -= len(part)
-            if left < 0:
+            seen = tail + part  # an event's end may lie across two parts
+            first, *others = map(len, _EVENT_END.split(seen))
+            event += first - len(tail)
+            longest = max(event, *others, 0)
+            if others:
+                event = others[-1]
+            if left < 0 or longest > _MAX_EVENT_BYTES:
                 raise httpx2.ReadError("the answer is too long")
+            tail = seen[-3:]
             yield part
 
     async def aclose(self) -> None:

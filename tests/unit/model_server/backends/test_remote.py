@@ -282,6 +282,24 @@ async def test_a_body_longer_than_any_answer_breaks_off(kind: str) -> None:
             await collect(backend, ask(kind))
 
 
+async def test_one_event_longer_than_any_breaks_off_and_many_short_ones_do_not(kind: str) -> None:
+    server = RemoteModel(events=(chunk("x", padding="y" * (5 << 20)), *GOOD))
+    async with serving(kind, server, max_context=100_000) as backend:
+        with pytest.raises(errors.BackendUnavailable):
+            await collect(backend, ask(kind))
+        if kind in STREAMING:
+            server.events = (*[chunk("", padding="y" * (1 << 20))] * 6, *GOOD)
+            assert (await collect(backend, ask(kind)))[-1].finish is Finish.STOP
+
+
+async def test_a_compressed_answer_is_not_asked_for_and_refused_before_it_is_inflated(kind: str) -> None:
+    server = RemoteModel(compressed=True)
+    async with serving(kind, server) as backend:
+        with pytest.raises(errors.BackendUnavailable):
+            await collect(backend, ask(kind))
+    assert server.headers[0]["accept-encoding"] == "identity"
+
+
 async def test_a_stop_string_that_the_server_overlooks_is_cut_here(kind: str) -> None:
     async with serving(kind, RemoteModel()) as backend:
         pieces = await collect(backend, ask(kind, stop=("the cap",)))
