@@ -23,15 +23,20 @@ async def repeating(work: Callable[[], Awaitable[object]], *, seconds: float, na
     `work` MUST have deadlines of its own.
     """
 
+    failures = FAILURES.labels(name)  # shown from the start, or the first would be no increase
+
     async def loop() -> None:
         while True:
             try:
                 await work()
             except Error as error:
-                FAILURES.labels(name).inc()
+                failures.inc()
                 log.warning("periodic_work_failed", work=name, reason=error.reason)
-            except Exception as error:  # noqa: BLE001  (a defect in one round must not end all later ones unseen)
-                FAILURES.labels(name).inc()
+            except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+                raise
+            # A defect in one round must not end all later ones unseen; a panic in a library's Rust is no Exception.
+            except BaseException as error:  # noqa: BLE001
+                failures.inc()
                 log.error("periodic_work_broken", work=name, error=error)
             await asyncio.sleep(seconds)
 

@@ -7,8 +7,9 @@ encoded piece by piece and decoded token by token with nothing lost.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -38,7 +39,7 @@ class Vocabulary:
         """Read a `tokenizer.json`. Raises `UnsupportedTokenizer` for any but a plain byte-level BPE."""
         if len(tokenizer_json) > MAX_TOKENIZER_BYTES:
             raise UnsupportedTokenizer("the tokenizer is too large")
-        try:
+        with _contained(UnsupportedTokenizer("the tokenizer is malformed")):
             declared = json.loads(tokenizer_json)
             self._refuse_unsupported(declared)
             self._unspoken = {token["id"] for token in declared["added_tokens"] if token["special"]}
@@ -46,10 +47,6 @@ class Vocabulary:
                 token["special"] = token["special"] or bool(token["content"].strip())
             declared.update(truncation=None, padding=None, post_processor=None)
             self._tokenizer = Tokenizer.from_str(json.dumps(declared))
-        except UnsupportedTokenizer:
-            raise
-        except Exception:  # noqa: BLE001 - the tokenizers library raises bare Exception
-            raise UnsupportedTokenizer("the tokenizer is malformed") from None
         self._tokenizer.encode_special_tokens = True
         self.control = {
             token.content: index for index, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
@@ -58,8 +55,12 @@ class Vocabulary:
         self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of `text`, in which control tokens are mere text: none of theirs is among them."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Return the tokens of `text`, in which control tokens are mere text: none of theirs is among them.
+
+        Raises `InvalidArgument` for a text that the tokenizer fails on.
+        """
+        with _contained(errors.InvalidArgument("the tokenizer fails on this text", field="messages")):
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         if not self._control_ids.isdisjoint(ids):
             raise errors.InvalidArgument("the text cannot be encoded without control tokens", field="messages")
         return ids
@@ -94,6 +95,10 @@ class Vocabulary:
             raise UnsupportedTokenizer("only byte-level BPE tokenizers are supported")
         if any(stage.get("add_prefix_space") for stage in stages) or model.get("dropout"):
             raise UnsupportedTokenizer("a tokenizer that alters or varies the text is not supported")
+        if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+            raise UnsupportedTokenizer("a tokenizer that marks where words begin or end is not supported")
+        if model.get("unk_token") is not None and model["unk_token"] not in model["vocab"]:
+            raise UnsupportedTokenizer("the tokenizer's unknown token is not in its vocabulary")
         for token in declared["added_tokens"]:
             if token["lstrip"] or token["rstrip"] or token["single_word"] or not token["content"]:
                 raise UnsupportedTokenizer("added tokens that reach into the text around them are not supported")
@@ -120,6 +125,20 @@ class Detokenizer:
     def finish(self) -> str:
         """Return what is left of a character that the last token cut."""
         return self._decoder.decode(b"", final=True)
+
+
+@contextlib.contextmanager
+def _contained(refusal: errors.Error) -> Iterator[None]:
+    """Raise `refusal` for whatever the tokenizers library raises: bare `Exception`, or a panic of its Rust code."""
+    try:
+        yield
+    except errors.Error:
+        raise
+    except BaseException as fault:
+        # pyo3's PanicException, which no module exports, is no Exception.
+        if not isinstance(fault, Exception) and type(fault).__name__ != "PanicException":
+            raise
+        raise refusal from None
 
 
 def _byte_alphabet() -> dict[str, int]:

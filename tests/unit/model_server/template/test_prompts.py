@@ -161,6 +161,32 @@ def test_tokenizers_other_than_plain_byte_level_bpe_are_refused(change: str, val
         Vocabulary(json.dumps(declared).encode())
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("continuing_subword_prefix", "a" * 50, "words"),
+        ("continuing_subword_prefix", "##", "words"),
+        ("end_of_word_suffix", "</w>", "words"),
+        ("unk_token", "absent", "unknown token"),
+    ],
+)
+def test_tokenizers_on_which_the_library_panics_are_refused(field: str, value: str, reason: str) -> None:
+    declared = json.loads(TOKENIZER.to_str())
+    declared["model"][field] = value
+    with pytest.raises(UnsupportedTokenizer, match=reason):
+        Vocabulary(json.dumps(declared).encode())
+
+
+def test_a_text_on_which_the_tokenizer_panics_is_an_invalid_argument() -> None:
+    declared = json.loads(TOKENIZER.to_str())
+    runaway = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    declared["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [runaway, declared["pre_tokenizer"]]}
+    vocabulary = Vocabulary(json.dumps(declared).encode())
+    assert vocabulary.encode("bastide")
+    with pytest.raises(errors.InvalidArgument, match="tokenizer"):
+        vocabulary.encode("a" * 32 + "!")
+
+
 @given(st.binary(max_size=200))
 def test_malformed_tokenizers_are_refused(raw: bytes) -> None:
     with pytest.raises(UnsupportedTokenizer):
