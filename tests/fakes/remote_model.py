@@ -84,6 +84,7 @@ class RemoteModel:
     location: str | None = None
     compressed: bool = False
     served: str = MODEL
+    catalogue: str | None = None  # raw text in place of the models that it serves
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     disconnected: asyncio.Event = field(default_factory=asyncio.Event)
@@ -108,11 +109,15 @@ class RemoteModel:
             await runner.cleanup()
 
     async def _models(self, request: web.Request) -> web.Response:
+        if self.catalogue is not None:
+            return web.json_response(text=self.catalogue)
         return web.json_response(
             {"object": "list", "data": [{"id": self.served, "object": "model", "created": 1, "owned_by": "x"}]}
         )
 
     async def _info(self, request: web.Request) -> web.Response:
+        if self.catalogue is not None:
+            return web.json_response(text=self.catalogue)
         return web.json_response({"model_id": self.served})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:

@@ -18,8 +18,6 @@ class OpenAIBackend(RemoteBackend):
     `url` is the API's root, which usually ends in `/v1`.
     """
 
-    client_faults = (openai.OpenAIError,)
-
     def __init__(self, settings: RemoteSettings) -> None:
         """Prepare the client; it never retries, for a retry would generate twice."""
         super().__init__(settings)
@@ -79,7 +77,7 @@ async def _one(delta: Delta) -> AsyncGenerator[Delta, None]:
 def _delta(chunk: Any, content: str) -> Delta:
     """Return one `chat.completion.chunk`, or a `chat.completion`, whose text lies under another name.
 
-    Raises some `LookupError`, `TypeError`, `ValueError` or `AttributeError` for anything else.
+    Raises some `Exception` for anything else.
     """
     choices, usage = chunk.get("choices"), chunk.get("usage")
     if len(choices) > 1:

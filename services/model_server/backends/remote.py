@@ -16,7 +16,6 @@ import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 import httpx2
 import structlog
@@ -41,8 +40,6 @@ _MESSAGE_TOKENS = 32  # more than any known template adds to a message
 # One event of a stream, or an answer that comes whole: as JSON it takes many times its bytes in memory.
 _MAX_EVENT_BYTES = 4 << 20
 _EVENT_END = re.compile(rb"\n\n|\r\n\r\n")
-# What any client library raises for a server that is dead, hung or talks nonsense.
-_FAULTS = (httpx2.HTTPError, httpx2.StreamError, OSError, ValueError, TypeError, AttributeError, LookupError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +82,7 @@ class Delta:
 
 
 class RemoteBackend(abc.ABC):
-    """A `Backend` over HTTP. `client_faults` are a client library's own exceptions."""
-
-    client_faults: ClassVar[tuple[type[Exception], ...]] = ()
+    """A `Backend` over HTTP."""
 
     def __init__(self, settings: RemoteSettings) -> None:
         """Prepare to call the server; nothing is sent yet."""
@@ -136,8 +131,7 @@ class RemoteBackend(abc.ABC):
         try:
             async with asyncio.timeout(self._settings.connect_timeout):
                 with self._faults():
-                    served = await self._served_models()
-            self._healthy = self._settings.model in served
+                    self._healthy = self._settings.model in await self._served_models()
         except (errors.Error, TimeoutError):
             self._healthy = False
 
@@ -213,17 +207,20 @@ class RemoteBackend(abc.ABC):
 
     @contextlib.contextmanager
     def _faults(self) -> Iterator[None]:
-        """Turn what a client library raises into an error of ours, without a word of the server's."""
+        """Turn what a client library raises into an error of ours, without a word of the server's.
+
+        Whatever it raises is the server's fault, for all that it works on is the server's bytes: deep nesting ends
+        in a `RecursionError`, for one.
+        """
         try:
             yield
-        except Exception as fault:
-            if not isinstance(fault, (*_FAULTS, *self.client_faults)):
-                raise
+        except Exception as fault:  # noqa: BLE001 - see above
             status = self._status(fault)
             if status in {400, 413, 422}:
                 raise errors.InvalidArgument("the model server refuses the request", field="messages") from None
             if status == 429:
                 raise errors.ResourceExhausted("the model server is busy", retry_after=1.0) from None
+            _log.warning("model_server_failed", error=type(fault).__name__, status=status)
             raise errors.BackendUnavailable("the model server failed", retry_after=1.0) from None
 
     async def _watch_server(self) -> None:

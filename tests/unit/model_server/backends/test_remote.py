@@ -79,6 +79,7 @@ async def test_the_answer_comes_with_its_usage_at_the_end(kind: str) -> None:
     assert [piece.prompt_tokens for piece in pieces] == [None] * (len(pieces) - 1) + [9]
 
 
+DEEP = "[" * 200_000
 BOUND = 64 + len("What is the capital of France?")
 
 
@@ -152,6 +153,7 @@ async def test_what_the_server_is_not_known_to_honour_is_refused(kind: str, para
         pytest.param(({"error": "secret", "error_type": "generation"},), id="bare error inside a 200"),
         pytest.param((chunk("Paris"), "{not json"), id="garbage"),
         pytest.param((chunk("Paris"), "[1, 2]"), id="not an object"),
+        pytest.param((chunk("Paris"), DEEP), id="nested too deeply"),
         pytest.param((chunk("Paris"), "{}"), id="empty object"),
         pytest.param((chunk("Paris"), None), id="connection broken"),
         pytest.param((None,), id="connection broken at once"),
@@ -319,6 +321,21 @@ async def test_a_dead_server_is_unavailable_and_noticed(kind: str) -> None:
     await backend.check()
     assert not backend.healthy()
     await backend.close()
+
+
+@pytest.mark.parametrize("catalogue", [pytest.param(DEEP, id="deep"), "{", "[]", "{}", '{"data": 7, "model_id": []}'])
+async def test_a_probe_that_is_answered_with_nonsense_says_unhealthy_and_the_next_one_follows(
+    kind: str, catalogue: str
+) -> None:
+    server = RemoteModel()
+    async with serving(kind, server, probe_interval=0.02) as backend:
+        server.catalogue = catalogue
+        async with asyncio.timeout(20):
+            while backend.healthy():
+                await asyncio.sleep(0.01)
+            server.catalogue = None
+            while not backend.healthy():
+                await asyncio.sleep(0.01)
 
 
 async def test_a_server_of_another_model_does_not_start(kind: str) -> None:
