@@ -244,6 +244,12 @@ class ImportJobs:
             await self._move(job, CANCELLED)
         except Error as error:
             await self._move(job, FAILED, reason=error.reason, message=error.message)
+        # Met here or the job would be tried again as if its server had died; a panic in a library's Rust is no
+        # Exception.
+        except BaseException as error:  # noqa: BLE001
+            error_id = str(uuid.uuid4())
+            log.error("import_broken", job=job.id, error_id=error_id, error=error)
+            await self._move(job, FAILED, reason=Error.reason, message=f"internal error {error_id}")
         else:
             _ENDED[SUCCEEDED].inc()
         finally:

@@ -8,6 +8,7 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+import structlog
 
 from services.model_server import imports
 from services.model_server.catalog import Catalog
@@ -48,7 +49,7 @@ class Worker:
         self.go = asyncio.Event()
         self.go.set()
         self.attempts = 0
-        self.fails: Exception | None = None
+        self.fails: BaseException | None = None
 
     async def __call__(self, job: ImportJob, report: Report) -> None:
         self.attempts += 1
@@ -134,6 +135,26 @@ async def test_a_failure_is_told_with_its_reason(jobs: ImportJobs, worker: Worke
     assert (done.state, done.failure_message, done.version) == (FAILED, "no such file", None)
     with pytest.raises(NotFound):
         await catalog.model("m")
+
+
+class Panic(BaseException):
+    """What pyo3 raises where a library written in Rust panics: no `Exception`."""
+
+
+@pytest.mark.parametrize("fault", [PermissionError("/srv/secret"), TimeoutError(), Panic("secret")])
+async def test_what_nobody_foresaw_ends_the_job_at_once_and_the_next_one_runs(
+    jobs: ImportJobs, worker: Worker, fault: BaseException
+) -> None:
+    worker.fails = fault
+    job = await queued(jobs, "broken")
+    with structlog.testing.capture_logs() as logs:
+        async with running(jobs):
+            done = await ended(jobs, job)
+            worker.fails = None
+            assert (await ended(jobs, await queued(jobs, "next"))).state == SUCCEEDED
+    assert (done.state, done.failure_reason, done.epoch) == (FAILED, "INTERNAL", 1)
+    (logged,) = [entry for entry in logs if entry["event"] == "import_broken"]
+    assert done.failure_message == f"internal error {logged['error_id']}"
 
 
 async def test_a_queued_job_is_cancelled_at_once_and_a_running_one_is_stopped(
