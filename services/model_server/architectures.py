@@ -21,6 +21,10 @@ _MODEL_TYPES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3
 _FORBIDDEN = ("auto_map", "custom_pipelines", "quantization_config", "trust_remote_code", "adapter_config")
 _LEGACY_FIELDS = frozenset({"rope_theta", "rope_scaling"})
 _NOT_FIELDS = frozenset({"model_type", "architectures", "dtype", "transformers_version"})
+# Their classes take floats alone, while canonical JSON (RFC 8785) writes 1.0 as 1.
+_FLOATS = ("rms_norm_eps", "initializer_range")
+_POSITIVE = ("rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters")
+_MAX_NUMBER = (1 << 53) - 1  # beyond it canonical JSON has no integers
 _BOUNDS = {
     "hidden_size": 1 << 16,
     "intermediate_size": 1 << 18,
@@ -41,11 +45,15 @@ class UnsupportedModel(errors.Error):
 
 
 def parse_config(raw: bytes) -> dict[str, Any]:
-    """Return the JSON object in `raw`; raises `UnsupportedModel` if it is not one, or is oversize."""
+    """Return the JSON object in `raw`; raises `UnsupportedModel` if it is not one, or is oversize.
+
+    No string in it holds half a character (a lone surrogate), which nothing could store.
+    """
     if len(raw) > MAX_CONFIG_BYTES:
         raise UnsupportedModel("the model's configuration is too large")
     try:
         declared = json.loads(raw)
+        json.dumps(declared, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise UnsupportedModel("the model's configuration is not JSON") from None
     if not isinstance(declared, dict):
@@ -56,7 +64,8 @@ def parse_config(raw: bytes) -> dict[str, Any]:
 def build_config(declared: Mapping[str, Any]) -> PretrainedConfig:
     """Return the checked configuration of a known architecture, free of anything that names code or files.
 
-    Raises `UnsupportedModel` for an unknown architecture, remote code, quantised weights and absurd sizes.
+    Raises `UnsupportedModel` for an unknown architecture, remote code, quantised weights, absurd sizes and numbers
+    that no model computes with.
     """
     for key in _FORBIDDEN:
         if declared.get(key):
@@ -69,13 +78,30 @@ def build_config(declared: Mapping[str, Any]) -> PretrainedConfig:
         if value is not None and not (type(value) is int and 0 < value <= bound):
             raise UnsupportedModel(f"the configuration's {key} is outside 1 to {bound}")
     kind: type[PretrainedConfig] = getattr(transformers, f"{family}Config")
-    fields = (kind().to_dict().keys() | _LEGACY_FIELDS) - _NOT_FIELDS
+    known = (kind().to_dict().keys() | _LEGACY_FIELDS) - _NOT_FIELDS
+    fields = {key: value for key, value in declared.items() if key in known}
+    for key, value in fields.items():
+        _check_numbers(key, value, positive=key in _POSITIVE)
+    fields |= {key: float(fields[key]) for key in _FLOATS if type(fields.get(key)) is int}
     try:
-        config = kind(**{key: value for key, value in declared.items() if key in fields})
+        config = kind(**fields)
     except Exception:  # noqa: BLE001 - each configuration class validates in its own way
         raise UnsupportedModel("the model's configuration is malformed") from None
     config.architectures = [f"{family}ForCausalLM"]
     return config
+
+
+def _check_numbers(key: str, value: object, *, positive: bool) -> None:
+    """Raise `UnsupportedModel` for a number in `value` that is not finite, too large or, if asked, not positive."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            _check_numbers(key, item, positive=positive)
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    elif not abs(value) <= _MAX_NUMBER or (positive and not value > 0):  # `not`, for of NaN every comparison is false
+        raise UnsupportedModel(f"the configuration's {key} holds a number that makes no sense")
 
 
 def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:

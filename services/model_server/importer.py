@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,8 @@ from services.model_server.architectures import (
     MAX_CONFIG_BYTES,
     UnsupportedModel,
     build_config,
+    empty_model,
+    expected_tensors,
     parse_config,
 )
 from services.model_server.checkpoint import read_checkpoint
@@ -148,6 +150,7 @@ def import_model(
     PromptEncoder(checkpoint.template, vocabulary)
     config = _with_stop_tokens(checkpoint.config, vocabulary, checkpoint.template)
     config[_SAMPLING] = checkpoint.sampling.document()
+    document = _stored(config, tensors=checkpoint.weights.readers.keys())
     refs = tuple(
         writer.write(f"{prefix}/weights-{index:05d}.safetensors", (shard,), purpose=WEIGHTS_PURPOSE)
         for index, shard in enumerate(shards(checkpoint.weights, shard_bytes=shard_bytes))
@@ -162,7 +165,7 @@ def import_model(
         source=Source(name=name, version=version, digest=digest),
         max_context=config["max_position_embeddings"],
         template=checkpoint.template,
-        config=writer.write(f"{prefix}/config.json", (rfc8785.dumps(config),), purpose=CONFIG_PURPOSE),
+        config=writer.write(f"{prefix}/config.json", (document,), purpose=CONFIG_PURPOSE),
         tokenizer=writer.write(f"{prefix}/tokenizer.json", (checkpoint.tokenizer,), purpose=TOKENIZER_PURPOSE),
         weights=refs,
     )
@@ -195,6 +198,17 @@ def _with_stop_tokens(config: PretrainedConfig, vocabulary: Vocabulary, template
         raise UnsupportedModel("the model names no token that ends an answer")
     document: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     document["eos_token_id"] = sorted(stops)
+    return document
+
+
+def _stored(config: dict[str, Any], *, tensors: Collection[str]) -> bytes:
+    """Return `config` as it is stored, once that has been read back as the configuration of the same `tensors`."""
+    try:
+        document = rfc8785.dumps(config)
+    except rfc8785.CanonicalizationError:
+        raise UnsupportedModel("the model's configuration holds what canonical JSON cannot") from None
+    if expected_tensors(empty_model(build_config(parse_config(document)))).keys() != tensors:
+        raise UnsupportedModel("the model's configuration would be another once it is stored")
     return document
 
 

@@ -180,12 +180,33 @@ def test_code_is_refused(model: Path) -> None:
         ({"num_hidden_layers": 3}, "lack a tensor"),
         ({"hidden_size": 32}, "does not have"),
         ({"eos_token_id": "2"}, "eos_token_id"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps"),
+        ({"initializer_range": 10**400}, "initializer_range"),
+        ({"rope_parameters": None, "rope_theta": float("inf")}, "rope_theta"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "rope_parameters"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 0.0}}, "rope_parameters"),
+        ({"rope_parameters": {"rope_type": "longrope", "long_factor": [1.0, -1.0]}}, "rope_parameters"),
+        ({"pad_token_id": 1 << 60}, "pad_token_id"),
+        ({"hidden_act": "\ud800"}, "not JSON"),
     ],
 )
 def test_configurations_that_do_not_fit_are_refused(model: Path, changes: dict[str, object], reason: str) -> None:
     change_config(model, **changes)
     with pytest.raises(UnsupportedModel, match=reason):
         run(model)
+
+
+@pytest.mark.parametrize("field", ["initializer_range", "rms_norm_eps", "attention_dropout"])
+@pytest.mark.parametrize("value", [1, 1.0])
+def test_a_number_without_a_fraction_is_read_back_from_the_stored_configuration(
+    model: Path, field: str, value: float
+) -> None:
+    change_config(model, **{field: value})
+    objects = MemoryObjects()
+    loaded = load_model(run(model, objects), objects)
+    assert getattr(loaded.network.config, field) == 1
 
 
 def test_nothing_in_a_configuration_reaches_beyond_its_declared_fields(model: Path) -> None:
