@@ -272,6 +272,7 @@ class _Answer:
         self._stops = StopScanner(request.stop)
         self._characters = 0
         self._bytes = 0
+        self._half = ""
         self._finish: Finish | None = None
         self._tokens: int | None = None
         self._prompt_tokens: int | None = None
@@ -286,6 +287,7 @@ class _Answer:
         text = "" if delta.text is None else delta.text
         if delta.model not in (None, self._model) or not isinstance(text, str):
             raise _nonsense()
+        text = self._whole_characters(text)
         if text and self._finish is not None:
             raise _nonsense()
         if delta.finish is not None:
@@ -300,17 +302,29 @@ class _Answer:
         if type(delta.prompt_tokens) is int and 1 <= delta.prompt_tokens <= self._most_prompt_tokens:
             self._prompt_tokens = delta.prompt_tokens
         self._characters += len(text)
-        self._bytes += len(text.encode("utf-8", "replace"))
+        self._bytes += len(text.encode())
         if self._characters > self._max_tokens * _MAX_TOKEN_CHARACTERS:
             raise _nonsense()
         return self._stops.feed(text)
+
+    def _whole_characters(self, text: str) -> str:
+        """Return `text` with the surrogate pairs joined that JSON spells a character with; half of one waits.
+
+        Servers that decode token by token cut a pair in two events.
+        """
+        text = self._half + text
+        self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        try:
+            return text.removesuffix(self._half).encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise _nonsense() from None
 
     def last(self) -> Piece:
         """Return the last piece, with the usage of the whole answer; raises if the answer is incomplete."""
         if self._stops.stopped:  # cut here, so the server states no usage: as many tokens as bytes is a bound
             tokens = min(self._bytes, self._max_tokens)
             return Piece(text="", tokens=tokens, finish=Finish.STOP, prompt_tokens=self._prompt_tokens)
-        if self._finish is None or self._tokens is None:
+        if self._finish is None or self._tokens is None or self._half:
             raise _nonsense()
         return Piece(
             text=self._stops.finish(), tokens=self._tokens, finish=self._finish, prompt_tokens=self._prompt_tokens

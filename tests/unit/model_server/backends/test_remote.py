@@ -171,6 +171,9 @@ async def test_what_the_server_is_not_known_to_honour_is_refused(kind: str, para
         pytest.param((chunk(choices=[{}, {}]), *GOOD), id="two answers"),
         pytest.param((chunk(choices="x"), *GOOD), id="choices are not a list"),
         pytest.param((*[chunk("x" * 1000)] * 6, *GOOD), id="endless text"),
+        pytest.param((chunk("ok \ud800 x"), *GOOD), id="half a character"),
+        pytest.param((chunk("ok \ude00"), *GOOD), id="the second half of a character"),
+        pytest.param((*GOOD[:-3], chunk("\ud83d"), *GOOD[-3:]), id="half a character at the end"),
     ],
 )
 async def test_nonsense_ends_the_call_as_unavailable(
@@ -183,6 +186,14 @@ async def test_nonsense_ends_the_call_as_unavailable(
             await collect(backend, ask(kind))
     assert "secret" not in str(failed.value)
     assert failed.value.__cause__ is None
+
+
+async def test_a_character_that_comes_in_two_halves_is_released_whole(kind: str) -> None:
+    server = RemoteModel(events=(chunk("ok \ud83d"), chunk(""), chunk("\ude00"), *GOOD[-3:]))
+    async with serving(kind, server) as backend:
+        pieces = await collect(backend, ask(kind))
+    assert "".join(piece.text for piece in pieces) == "ok 😀"
+    assert all(piece.text.encode().decode() == piece.text for piece in pieces)
 
 
 @pytest.mark.parametrize(
