@@ -273,6 +273,7 @@ class _Answer:
         self._characters = 0
         self._bytes = 0
         self._half = ""
+        self._named = False
         self._finish: Finish | None = None
         self._tokens: int | None = None
         self._prompt_tokens: int | None = None
@@ -286,6 +287,9 @@ class _Answer:
         """Return the text that `delta` releases; raises `BackendUnavailable` for one that makes no sense."""
         text = "" if delta.text is None else delta.text
         if delta.model not in (None, self._model) or not isinstance(text, str):
+            raise _nonsense()
+        self._named = self._named or delta.model is not None
+        if text and not self._named:
             raise _nonsense()
         text = self._whole_characters(text)
         if text and self._finish is not None:
@@ -324,7 +328,9 @@ class _Answer:
         if self._stops.stopped:  # cut here, so the server states no usage: as many tokens as bytes is a bound
             tokens = min(self._bytes, self._max_tokens)
             return Piece(text="", tokens=tokens, finish=Finish.STOP, prompt_tokens=self._prompt_tokens)
-        if self._finish is None or self._tokens is None or self._half:
+        if not self._named or self._finish is None or self._tokens is None or self._half:
+            raise _nonsense()
+        if self._tokens * _MAX_TOKEN_CHARACTERS < self._characters:
             raise _nonsense()
         return Piece(
             text=self._stops.finish(), tokens=self._tokens, finish=self._finish, prompt_tokens=self._prompt_tokens

@@ -18,6 +18,7 @@ from services.model_server.importer import LoadedModel, import_model, load_model
 from services.model_server.template import Message
 from services.model_server.vocabulary import Detokenizer
 from tests.fakes.tiny_model import MemoryObjects, build_tiny_model
+from tests.unit.model_server.backends.remotes import KINDS
 
 OpenBackend = Callable[..., AbstractAsyncContextManager[TorchBackend]]
 
@@ -132,3 +133,8 @@ def open_backend(loaded: LoadedModel, clock: Clock, steps: Steps) -> OpenBackend
             await backend.close()
 
     return opened
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
