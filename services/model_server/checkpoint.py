@@ -54,11 +54,11 @@ class Checkpoint:
 
 
 def read_checkpoint(files: Mapping[str, Path]) -> Checkpoint:
-    """Parse the model in `files`, which `regular_files` gave: one GGUF file, or a directory of safetensors.
+    """Parse the model in `files`, which `read_source` gave: one GGUF file, or a directory of safetensors.
 
     Raises `UnsupportedModel`, `UnsupportedTokenizer` or `UnsupportedTemplate` for all else.
     """
-    suffixes = [file.suffix.lower() for file in files.values()]
+    suffixes = [Path(name).suffix.lower() for name in files]
     if suffixes == [".gguf"]:
         return _read_gguf_file(next(iter(files.values())))
     if ".gguf" in suffixes or ".safetensors" not in suffixes:

@@ -23,7 +23,9 @@ class TorchSettings(Settings):
     max_streams: int = pydantic.Field(default=16, ge=1, le=256, description="Calls generating at once; more wait.")
     max_waiting: int = pydantic.Field(default=32, ge=0, le=1024, description="Calls waiting; more are refused.")
     memory_bytes: int = pydantic.Field(
-        default=4 * 1024**3, ge=64 * 1024**2, description="Memory for weights and caches; a load beyond it is refused."
+        default=4 * 1024**3,
+        ge=64 * 1024**2,
+        description="Memory for weights and caches; a load beyond it is refused, and an import of larger files.",
     )
 
 

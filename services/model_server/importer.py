@@ -26,7 +26,7 @@ from services.model_server.architectures import (
 )
 from services.model_server.checkpoint import read_checkpoint
 from services.model_server.sampling import SamplingDefaults, sampling_defaults
-from services.model_server.sources import fingerprint, regular_files, source_digest
+from services.model_server.sources import read_source
 from services.model_server.template import ChatTemplate, PromptEncoder
 from services.model_server.vocabulary import MAX_TOKENIZER_BYTES, Vocabulary
 from services.model_server.weights import SHARD_BYTES, load, shards
@@ -130,45 +130,43 @@ def import_model(
 ) -> ImportedModel:
     """Import the model at `path` and write its parts under `prefix`; slow, and all CPU and disk.
 
+    The files are held in memory meanwhile, `max_bytes` of them at most; a GGUF file's tensors come on top.
+
     Callers MUST give a fresh `prefix` for each attempt: a failed import leaves the parts written so far, which
     nothing names. `name` and `version` say where the files come from. Raises `UnsupportedModel`,
     `UnsupportedTokenizer` or `UnsupportedTemplate` with the reason for a refusal, `NotFound`, and what the
     writer raises.
     """
-    files = regular_files(path, max_bytes=max_bytes)
-    before = fingerprint(files.values())
-    digest = source_digest(files)
-    checkpoint = read_checkpoint(files)
-    license_id = declared_license or checkpoint.license
-    if not license_id:
-        raise UnsupportedModel("the model states no licence and none was declared")
-    if checkpoint.license and checkpoint.license.casefold() != license_id.casefold():
-        raise UnsupportedModel("the declared licence is not the one that the model states")
-    vocabulary = Vocabulary(checkpoint.tokenizer)
-    if vocabulary.size > checkpoint.config.vocab_size:
-        raise UnsupportedModel("the tokenizer has tokens that the model does not know")
-    PromptEncoder(checkpoint.template, vocabulary)
-    config = _with_stop_tokens(checkpoint.config, vocabulary, checkpoint.template)
-    config[_SAMPLING] = checkpoint.sampling.document()
-    document = _stored(config, tensors=checkpoint.weights.readers.keys())
-    refs = tuple(
-        writer.write(f"{prefix}/weights-{index:05d}.safetensors", (shard,), purpose=WEIGHTS_PURPOSE)
-        for index, shard in enumerate(shards(checkpoint.weights, shard_bytes=shard_bytes))
-    )
-    if fingerprint(files.values()) != before:
-        raise UnsupportedModel("the model's files changed while they were read")
-    return ImportedModel(
-        architecture=config["architectures"][0],
-        parameters=checkpoint.parameters,
-        dtype=str(checkpoint.weights.dtype).removeprefix("torch."),
-        license=license_id,
-        source=Source(name=name, version=version, digest=digest),
-        max_context=config["max_position_embeddings"],
-        template=checkpoint.template,
-        config=writer.write(f"{prefix}/config.json", (document,), purpose=CONFIG_PURPOSE),
-        tokenizer=writer.write(f"{prefix}/tokenizer.json", (checkpoint.tokenizer,), purpose=TOKENIZER_PURPOSE),
-        weights=refs,
-    )
+    with read_source(path, max_bytes=max_bytes) as read:
+        checkpoint = read_checkpoint(read.files)
+        license_id = declared_license or checkpoint.license
+        if not license_id:
+            raise UnsupportedModel("the model states no licence and none was declared")
+        if checkpoint.license and checkpoint.license.casefold() != license_id.casefold():
+            raise UnsupportedModel("the declared licence is not the one that the model states")
+        vocabulary = Vocabulary(checkpoint.tokenizer)
+        if vocabulary.size > checkpoint.config.vocab_size:
+            raise UnsupportedModel("the tokenizer has tokens that the model does not know")
+        PromptEncoder(checkpoint.template, vocabulary)
+        config = _with_stop_tokens(checkpoint.config, vocabulary, checkpoint.template)
+        config[_SAMPLING] = checkpoint.sampling.document()
+        document = _stored(config, tensors=checkpoint.weights.readers.keys())
+        refs = tuple(
+            writer.write(f"{prefix}/weights-{index:05d}.safetensors", (shard,), purpose=WEIGHTS_PURPOSE)
+            for index, shard in enumerate(shards(checkpoint.weights, shard_bytes=shard_bytes))
+        )
+        return ImportedModel(
+            architecture=config["architectures"][0],
+            parameters=checkpoint.parameters,
+            dtype=str(checkpoint.weights.dtype).removeprefix("torch."),
+            license=license_id,
+            source=Source(name=name, version=version, digest=read.digest),
+            max_context=config["max_position_embeddings"],
+            template=checkpoint.template,
+            config=writer.write(f"{prefix}/config.json", (document,), purpose=CONFIG_PURPOSE),
+            tokenizer=writer.write(f"{prefix}/tokenizer.json", (checkpoint.tokenizer,), purpose=TOKENIZER_PURPOSE),
+            weights=refs,
+        )
 
 
 def load_model(model: ImportedModel, reader: ObjectReader) -> LoadedModel:

@@ -41,9 +41,13 @@ class Importing:
         roots: Sequence[Path],
         packages: Sequence[str],
         remotes: frozenset[str],
+        max_bytes: int,
         clock: Callable[[], dt.datetime],
     ) -> None:
-        """Import from `packages` and from folders under `roots` only; declare models of `remotes` only."""
+        """Import from `packages` and from folders under `roots` only; declare models of `remotes` only.
+
+        An import holds a model's files in memory: `max_bytes` at most.
+        """
         self._catalog = catalog
         self._store = store
         self._provenance = provenance
@@ -51,6 +55,7 @@ class Importing:
         self._roots = roots
         self._packages = packages
         self._remotes = remotes
+        self._max_bytes = max_bytes
         self._clock = clock
 
     async def perform(self, job: ImportJob, report: Report) -> None:
@@ -68,6 +73,7 @@ class Importing:
             name=name,
             version=version,
             declared_license=job.license,
+            max_bytes=self._max_bytes,
         )
         manifest = Manifest(
             model=job.model,

@@ -83,6 +83,7 @@ async def compose(settings: ModelServerSettings) -> AsyncIterator[Server]:
             roots=settings.import_roots,
             packages=settings.import_packages,
             remotes=frozenset(settings.remotes),
+            max_bytes=settings.torch.memory_bytes,
             clock=_now,
         )
         releasing = Releasing(catalog=catalog, provenance=provenance, serving=serving, audit=audit, clock=_now)

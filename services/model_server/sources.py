@@ -1,11 +1,19 @@
-"""What an import reads: a directory of safetensors or one GGUF file, checked before anything parses it."""
+"""What an import reads: a directory of safetensors or one GGUF file, checked and copied before anything parses it.
+
+The files lie where other people write. Each is read once, into sealed memory; its digest is over the very bytes that
+are parsed, and nothing that happens to it later changes or ends anything here.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
+import itertools
+import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +32,11 @@ _KNOWN_NAMES = frozenset(
     }
 )
 _KNOWN_PREFIXES = ("README", "LICENSE", "NOTICE", "USE_POLICY")
-_MAX_FILES = 1024
+_MAX_FILES = 256  # each takes a file descriptor
 _READ_SIZE = 1 << 20
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would keep who opens it waiting
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +47,17 @@ class PackagedModel:
     name: str
     version: str
     license: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFiles:
+    """The files of one model by name, as paths of read-only memory; they end with the block that read them.
+
+    `digest` is the file's `sha256:` digest; for several, that of the RFC 8785 object of their digests by name.
+    """
+
+    files: Mapping[str, Path]
+    digest: str
 
 
 def packaged_model(distribution: str) -> PackagedModel:
@@ -52,70 +74,128 @@ def packaged_model(distribution: str) -> PackagedModel:
         raise UnsupportedModel("the distribution does not carry exactly one GGUF file")
     metadata = installed.metadata
     return PackagedModel(
-        path=Path(str(installed.locate_file(found[0]))),
+        path=Path(str(installed.locate_file(found[0]))).resolve(),
         name=f"pypi:{metadata['Name']}",
         version=installed.version,
         license=next((metadata[key] for key in ("License-Expression", "License") if key in metadata), None),
     )
 
 
-def regular_files(path: Path, *, max_bytes: int) -> dict[str, Path]:
-    """Return the files of the model at `path`, a file or a flat directory, by name.
+@contextlib.contextmanager
+def read_source(path: Path, *, max_bytes: int) -> Iterator[SourceFiles]:
+    """Read the model at `path`, a file or a flat directory, into memory for the length of the block (Linux only).
 
-    Raises `UnsupportedModel`, saying why, for pickles, code, links that lead outside, anything that is not a
-    plain file of a known kind, and more than `max_bytes` in all; `NotFound` if there is nothing.
+    No link is followed but one beside its target. Raises `UnsupportedModel`, saying why, for pickles, code, links
+    that lead outside, anything that is not a plain file of a known kind or cannot be read, more than `max_bytes` in
+    all, and files that change meanwhile; `NotFound` if there is nothing.
     """
+    with contextlib.ExitStack() as held:
+        folder, names = _open_folder(path, held)
+        if len(names) > _MAX_FILES:
+            raise UnsupportedModel("the model has too many files")
+        targets = {name: _target(path, folder, name) for name in names}
+        before = {name: _checked(folder, name, target) for name, target in targets.items()}
+        if sum(state.st_size for state in before.values()) > max_bytes:
+            raise UnsupportedModel(f"the model is larger than {max_bytes} bytes")
+        files: dict[str, Path] = {}
+        digests: dict[str, str] = {}
+        for name, target in targets.items():
+            files[name], digests[name] = _read(folder, target, before[name], held)
+        for name, target in targets.items():  # the files belong together
+            if _identity(_checked(folder, name, target)) != _identity(before[name]):
+                raise _changed()
+        digest = next(iter(digests.values())) if len(digests) == 1 else _sha256(rfc8785.dumps(dict(digests)))
+        yield SourceFiles(files=files, digest=digest)
+
+
+def _open_folder(path: Path, held: contextlib.ExitStack) -> tuple[int, list[str]]:
+    """Return the folder that holds the model, open, and the names of the model's files in it."""
     try:
-        root = path.resolve(strict=True)
-        entries = sorted(root.iterdir()) if root.is_dir() else [root]
-    except (OSError, RuntimeError):
+        try:
+            folder = os.open(path, _FOLDER | os.O_NOFOLLOW)
+            held.callback(os.close, folder)
+            with os.scandir(folder) as entries:
+                return folder, sorted(entry.name for entry in itertools.islice(entries, _MAX_FILES + 1))
+        except NotADirectoryError:
+            folder = os.open(path.parent, _FOLDER)
+            held.callback(os.close, folder)
+            return folder, [path.name]
+    except OSError:
         raise errors.NotFound("there is no model at that path") from None
-    if len(entries) > _MAX_FILES:
-        raise UnsupportedModel("the model has too many files")
-    files = {entry.name: _checked(entry, root) for entry in entries}
-    if sum(file.stat().st_size for file in files.values()) > max_bytes:
-        raise UnsupportedModel(f"the model is larger than {max_bytes} bytes")
-    return files
 
 
-def fingerprint(files: Iterable[Path]) -> tuple[tuple[int, int, int, int], ...]:
-    """Return device, inode, size and time of change of each file: equal twice if none changed in between."""
-    states = [file.stat() for file in files]
-    return tuple((state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns) for state in states)
-
-
-def source_digest(files: dict[str, Path]) -> str:
-    """Return the file's `sha256:` digest; for several, that of the RFC 8785 object of their digests by name."""
-    digests = {name: _digest(file) for name, file in files.items()}
-    if len(digests) == 1:
-        return next(iter(digests.values()))
-    return f"sha256:{hashlib.sha256(rfc8785.dumps(dict(digests))).hexdigest()}"
-
-
-def _checked(entry: Path, root: Path) -> Path:
+def _target(path: Path, folder: int, name: str) -> str:
+    """Return the name of the file in `folder` that `name` is, or is a link to."""
     try:
-        file = entry.resolve(strict=True)
-        mode = file.stat().st_mode
-    except (OSError, RuntimeError):
-        raise UnsupportedModel("the model holds a broken link") from None
-    if not file.is_relative_to(root):
+        name.encode()
+    except UnicodeEncodeError:
+        raise UnsupportedModel("the model holds a file whose name is not UTF-8") from None
+    with _refusing(name):
+        if not stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            return name
+        here = Path(os.path.realpath(path))
+        target = Path(os.path.realpath(here / name))
+    if target.parent != here:
         raise UnsupportedModel("the model holds a link that leads outside its directory")
-    if not stat.S_ISREG(mode):
+    return target.name
+
+
+def _checked(folder: int, name: str, target: str) -> os.stat_result:
+    """Return the state of a file of the model; raises `UnsupportedModel` for what a model may not hold."""
+    with _refusing(name):
+        state = os.stat(target, dir_fd=folder, follow_symlinks=False)
+    if not stat.S_ISREG(state.st_mode):
         raise UnsupportedModel("the model holds something that is not a plain file")
-    suffix = entry.suffix.lower()
+    suffix = Path(name).suffix.lower()
     if suffix in _PICKLE:
         raise UnsupportedModel("pickled and other unsafe weight formats are refused; use safetensors or GGUF")
     if suffix in _CODE:
         raise UnsupportedModel("a model that brings its own code is refused")
-    known = entry.name in _KNOWN_NAMES or entry.name.startswith(_KNOWN_PREFIXES)
+    known = name in _KNOWN_NAMES or name.startswith(_KNOWN_PREFIXES)
     if not known and suffix not in {".safetensors", ".gguf"}:
         raise UnsupportedModel("the model holds a file of an unknown kind")
-    return file
+    return state
 
 
-def _digest(file: Path) -> str:
+def _read(folder: int, target: str, state: os.stat_result, held: contextlib.ExitStack) -> tuple[Path, str]:
+    """Copy a file into sealed memory that `held` ends, and return its path there and its digest."""
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(_READ_SIZE):
+    memory = os.memfd_create("bastide-import", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    held.callback(os.close, memory)
+    with _refusing(target):
+        source = os.fdopen(os.open(target, _FILE, dir_fd=folder), "rb")
+    with source, os.fdopen(memory, "wb", closefd=False) as copy:
+        if _identity(os.fstat(source.fileno())) != _identity(state):
+            raise _changed()
+        left = state.st_size
+        while left:
+            with _refusing(target):
+                block = source.read(min(left, _READ_SIZE))
+            if not block:
+                raise _changed()
             digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
+            copy.write(block)
+            left -= len(block)
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
+    return Path(f"/proc/self/fd/{memory}"), f"sha256:{digest.hexdigest()}"
+
+
+def _identity(state: os.stat_result) -> tuple[int, ...]:
+    """Return what is equal twice if a file did not change in between; nobody can set its time of change (ctime)."""
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+@contextlib.contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        raise UnsupportedModel(f"{name} cannot be read, or is no longer there") from None
+
+
+def _changed() -> UnsupportedModel:
+    return UnsupportedModel("the model's files changed while they were read")
+
+
+def _sha256(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
