@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from typing import Any
 
+import rfc8785
 from google.protobuf import json_format
 from prometheus_client import Counter
 
@@ -34,6 +35,7 @@ from shared.inspection.streaming import Released
 from shared.rpc.call import Call, Judgement
 
 INFERENCE_ACTION = "model_server.inference.generate"
+MAX_ATTRIBUTE_BYTES = 8 * 1024
 
 
 class LocalGuard:
@@ -237,7 +239,16 @@ async def _next(
 
 
 def _attributes(resource: guard_pb2.Resource) -> dict[str, Any]:
-    return dict(json_format.MessageToDict(resource.attributes))
+    """Return the facts about a resource. Raises InvalidArgument where they are no JSON, or too much of it."""
+    field = "resource.attributes"
+    try:
+        attributes = dict(json_format.MessageToDict(resource.attributes))
+        size = len(rfc8785.dumps(attributes))
+    except ValueError:
+        raise InvalidArgument(f"{field}: not a finite number", field=field) from None
+    if size > MAX_ATTRIBUTE_BYTES:
+        raise InvalidArgument(f"{field}: at most {MAX_ATTRIBUTE_BYTES} bytes as canonical JSON", field=field)
+    return attributes
 
 
 def _model_facts(model: guard_pb2.ModelFacts) -> ModelFacts:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
-import protovalidate
 import structlog
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
@@ -21,6 +20,7 @@ from bastide.types.v1 import decision_pb2
 from shared.errors import Error, InvalidArgument, MalformedRequest, MessageTooLarge, PermissionDenied
 from shared.identity.principal import Principal, Workload
 from shared.rpc.methods import Auth, Method
+from shared.rpc.validation import validate
 
 log = structlog.get_logger()
 
@@ -141,25 +141,6 @@ class Call:
             raise MalformedRequest(f"the bytes are not a {self.descriptor.input_type.name}") from None
         validate(message)
         return message
-
-
-def validate(message: Message) -> None:
-    """Check `message` against the limits that its contract declares. Raises InvalidArgument naming the first field."""
-    violations = protovalidate.collect_violations(message, fail_fast=True)
-    if violations:
-        field = _path(violations[0].proto.field)
-        raise InvalidArgument(f"{field}: {violations[0].proto.message}", field=field)
-
-
-def _path(path: Any) -> str:
-    """Spell a violation's field path as the contract does: `call.messages[0].content`."""
-    text = ""
-    for element in path.elements if path is not None else ():
-        text += ("." if text else "") + element.field_name
-        subscript = element.subscript
-        if subscript is not None:
-            text += f"[{subscript.value}]"
-    return text or "request"
 
 
 current: contextvars.ContextVar[Call] = contextvars.ContextVar("bastide_call")

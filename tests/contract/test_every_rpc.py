@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
-import pytest_asyncio
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
@@ -31,7 +29,7 @@ from tests.contract.callers import (
 from tests.contract.promises import OK, PROMISES, Outcome, Promise
 from tests.contract.requests import REQUESTS
 from tests.contract.tables import TABLES
-from tests.contract.world import World, opened
+from tests.contract.world import World
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("contract"), pytest.mark.timeout(300)]
 
@@ -42,13 +40,6 @@ CELLS = [
     for caller in Caller
     if expected(promise, caller) is not None
 ]
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    """One suite for all cells."""
-    async with opened(tmp_path_factory.mktemp("contract")) as world:
-        yield world
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

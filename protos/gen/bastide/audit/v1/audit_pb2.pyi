@@ -204,7 +204,7 @@ class GetRecordRequest(_message.Message):
 
     INDEX_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Index of the entry."""
+    """Index of the entry. At most 2^63 - 1."""
     def __init__(
         self,
         *,
@@ -276,11 +276,11 @@ class RecordFilter(_message.Message):
 
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
-        """Appended at or after."""
+        """Appended at or after. Years 1970 to 9999."""
 
     @_builtins.property
     def until(self) -> _timestamp_pb2.Timestamp:
-        """Appended before."""
+        """Appended before. Years 1970 to 9999."""
 
     def __init__(
         self,
@@ -371,7 +371,7 @@ class TailRecordsRequest(_message.Message):
     FROM_INDEX_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     from_index: _builtins.int
-    """First index wanted; unset means the next that is appended."""
+    """First index wanted; unset means the next that is appended. At most 2^63 - 1."""
     @_builtins.property
     def filter(self) -> Global___RecordFilter:
         """What to stream."""
@@ -516,9 +516,9 @@ class GetInclusionProofRequest(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     TREE_SIZE_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Index of the entry."""
+    """Index of the entry. At most 2^63 - 1."""
     tree_size: _builtins.int
-    """Size of the tree to prove to; 0 means the newest checkpoint's."""
+    """Size of the tree to prove to; 0 means the newest checkpoint's. At most 2^63 - 1."""
     def __init__(
         self,
         *,
@@ -574,9 +574,9 @@ class GetConsistencyProofRequest(_message.Message):
     FIRST_FIELD_NUMBER: _builtins.int
     SECOND_FIELD_NUMBER: _builtins.int
     first: _builtins.int
-    """Size of the older tree; at least 1."""
+    """Size of the older tree; 1 to 2^63 - 1."""
     second: _builtins.int
-    """Size of the newer tree; 0 means the newest checkpoint's."""
+    """Size of the newer tree; 0 means the newest checkpoint's. At most 2^63 - 1."""
     def __init__(
         self,
         *,
@@ -630,7 +630,7 @@ class GetTileRequest(_message.Message):
     level: _builtins.int
     """Level, 0 for leaf hashes, at most 7."""
     index: _builtins.int
-    """Index of the tile in its level."""
+    """Index of the tile in its level. At most 2^63 - 1."""
     def __init__(
         self,
         *,
@@ -889,11 +889,11 @@ class CreateReportRequest(_message.Message):
     """For safe retries."""
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
-        """First moment covered."""
+        """First moment covered. Years 1970 to 9999."""
 
     @_builtins.property
     def until(self) -> _timestamp_pb2.Timestamp:
-        """First moment no longer covered."""
+        """First moment no longer covered. Years 1970 to 9999."""
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62\x61stide/audit/v1/record.proto\x12\x10\x62\x61stide.audit.v1\x1a\x1e\x62\x61stide/types/v1/content.proto\x1a\x1f\x62\x61stide/types/v1/decision.proto\x1a\x1f\x62\x61stide/types/v1/evidence.proto\x1a bastide/types/v1/principal.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x08\n\x06Record\x12&\n\trecord_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\x08recordId\x12<\n\x04kind\x18\x02 \x01(\x0e\x32\x1c.bastide.audit.v1.RecordKindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x04kind\x12\"\n\x07\x63\x61ll_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\x06\x63\x61llId\x12\x43\n\x0boccurred_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\noccurredAt\x12\"\n\x06method\x18\x05 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x06method\x12 \n\x06\x61\x63tion\x18\x06 \x01(\tB\x08\xbaH\x05r\x03(\x80\x01R\x06\x61\x63tion\x12$\n\x08resource\x18\x07 \x01(\tB\x08\xbaH\x05r\x03(\x80\x04R\x08resource\x12\x39\n\tprincipal\x18\x08 \x01(\x0b\x32\x1b.bastide.types.v1.PrincipalR\tprincipal\x12<\n\x08\x64\x65\x63ision\x18\t \x01(\x0b\x32 .bastide.types.v1.SignedDecisionR\x08\x64\x65\x63ision\x12;\n\x07opening\x18\n \x01(\x0b\x32!.bastide.types.v1.DecisionOpeningR\x07opening\x12(\n\x0bstatus_code\x18\x0b \x01(\rB\x07\xbaH\x04*\x02\x18\x10R\nstatusCode\x12\x1f\n\x06reason\x18\x0c \x01(\tB\x07\xbaH\x04r\x02(@R\x06reason\x12>\n\tinference\x18\r \x01(\x0b\x32 .bastide.audit.v1.InferenceFactsR\tinference\x12P\n\x05\x66\x61\x63ts\x18\x0e \x03(\x0b\x32#.bastide.audit.v1.Record.FactsEntryB\x15\xbaH\x12\x9a\x01\x0f\x10 \"\x04r\x02(@*\x05r\x03(\x80\x04R\x05\x66\x61\x63ts\x12H\n\x0b\x63ommitments\x18\x0f \x03(\x0b\x32\x1c.bastide.types.v1.CommitmentB\x08\xbaH\x05\x92\x01\x02\x10\x08R\x0b\x63ommitments\x12/\n\x05lease\x18\x10 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05lease\x12*\n\x0bsealed_text\x18\x11 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x38R\nsealedText\x12\x39\n\x14\x61uthorised_record_id\x18\x12 \x01(\tB\x07\xbaH\x04r\x02(@R\x12\x61uthorisedRecordId\x12\x14\n\x05\x63ount\x18\x13 \x01(\rR\x05\x63ount\x1a\x38\n\nFactsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"a\n\x08KeptText\x12\x35\n\x08messages\x18\x01 \x03(\x0b\x32\x19.bastide.types.v1.MessageR\x08messages\x12\x1e\n\ncompletion\x18\x02 \x01(\tR\ncompletion\"\xdb\x04\n\x0eInferenceFacts\x12\x1e\n\x05model\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\x80\x01R\x05model\x12-\n\rmodel_version\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\xff\x01R\x0cmodelVersion\x12+\n\x0cmodel_digest\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80\x01R\x0bmodelDigest\x12\x38\n\x07\x62inding\x18\x04 \x01(\x0e\x32\x1e.bastide.audit.v1.ModelBindingR\x07\x62inding\x12\x1e\n\ngeneration\x18\x05 \x01(\x04R\ngeneration\x12!\n\x07purpose\x18\x06 \x01(\tB\x07\xbaH\x04r\x02(@R\x07purpose\x12-\n\x05usage\x18\x07 \x01(\x0b\x32\x17.bastide.types.v1.UsageR\x05usage\x12\x43\n\rfinish_reason\x18\x08 \x01(\x0e\x32\x1e.bastide.types.v1.FinishReasonR\x0c\x66inishReason\x12\x45\n\x08\x66indings\x18\t \x03(\x0b\x32\x1e.bastide.audit.v1.FindingCountB\t\xbaH\x06\x92\x01\x03\x10\x80\x01R\x08\x66indings\x12&\n\nrequest_id\x18\n \x01(\tB\x07\xbaH\x04r\x02(@R\trequestId\x12\x31\n\x0ftemplate_digest\x18\x0b \x01(\tB\x08\xbaH\x05r\x03(\x80\x01R\x0etemplateDigest\x12:\n\x07verdict\x18\x0c \x01(\x0b\x32 .bastide.types.v1.SignedDecisionR\x07verdict\"\x92\x01\n\x0c\x46indingCount\x12\x1b\n\x04kind\x18\x01 \x01(\tB\x07\xbaH\x04r\x02(@R\x04kind\x12\x37\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x1f.bastide.types.v1.ContentActionR\x06\x61\x63tion\x12\x16\n\x06output\x18\x03 \x01(\x08R\x06output\x12\x14\n\x05\x63ount\x18\x04 \x01(\rR\x05\x63ount*\xf0\x02\n\nRecordKind\x12\x1b\n\x17RECORD_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16RECORD_KIND_AUTHORISED\x10\x01\x12\x19\n\x15RECORD_KIND_COMPLETED\x10\x02\x12\x16\n\x12RECORD_KIND_DENIED\x10\x03\x12\x17\n\x13RECORD_KIND_REFUSED\x10\x04\x12\x13\n\x0fRECORD_KIND_CUT\x10\x05\x12\x19\n\x15RECORD_KIND_CANCELLED\x10\x06\x12\x16\n\x12RECORD_KIND_FAILED\x10\x07\x12\x1b\n\x17RECORD_KIND_INTERRUPTED\x10\x08\x12\x16\n\x12RECORD_KIND_ACCESS\x10\t\x12\x16\n\x12RECORD_KIND_CHANGE\x10\n\x12\x17\n\x13RECORD_KIND_CHANGED\x10\x0b\x12\x17\n\x13RECORD_KIND_SIGN_IN\x10\x0c\x12\x16\n\x12RECORD_KIND_SYSTEM\x10\r*c\n\x0cModelBinding\x12\x1d\n\x19MODEL_BINDING_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_BINDING_LOADED\x10\x01\x12\x1a\n\x16MODEL_BINDING_DECLARED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62\x61stide/audit/v1/record.proto\x12\x10\x62\x61stide.audit.v1\x1a\x1e\x62\x61stide/types/v1/content.proto\x1a\x1f\x62\x61stide/types/v1/decision.proto\x1a\x1f\x62\x61stide/types/v1/evidence.proto\x1a bastide/types/v1/principal.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x08\n\x06Record\x12&\n\trecord_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\x08recordId\x12<\n\x04kind\x18\x02 \x01(\x0e\x32\x1c.bastide.audit.v1.RecordKindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x04kind\x12\"\n\x07\x63\x61ll_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\x06\x63\x61llId\x12W\n\x0boccurred_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x1a\xbaH\x17\xb2\x01\x11\"\r\x08\xff\x82\xd1\xff\xaf\x07\x10\xff\x93\xeb\xdc\x03\x32\x00\xc8\x01\x01R\noccurredAt\x12\"\n\x06method\x18\x05 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x06method\x12 \n\x06\x61\x63tion\x18\x06 \x01(\tB\x08\xbaH\x05r\x03(\x80\x01R\x06\x61\x63tion\x12$\n\x08resource\x18\x07 \x01(\tB\x08\xbaH\x05r\x03(\x80\x04R\x08resource\x12\x39\n\tprincipal\x18\x08 \x01(\x0b\x32\x1b.bastide.types.v1.PrincipalR\tprincipal\x12<\n\x08\x64\x65\x63ision\x18\t \x01(\x0b\x32 .bastide.types.v1.SignedDecisionR\x08\x64\x65\x63ision\x12;\n\x07opening\x18\n \x01(\x0b\x32!.bastide.types.v1.DecisionOpeningR\x07opening\x12(\n\x0bstatus_code\x18\x0b \x01(\rB\x07\xbaH\x04*\x02\x18\x10R\nstatusCode\x12\x1f\n\x06reason\x18\x0c \x01(\tB\x07\xbaH\x04r\x02(@R\x06reason\x12>\n\tinference\x18\r \x01(\x0b\x32 .bastide.audit.v1.InferenceFactsR\tinference\x12P\n\x05\x66\x61\x63ts\x18\x0e \x03(\x0b\x32#.bastide.audit.v1.Record.FactsEntryB\x15\xbaH\x12\x9a\x01\x0f\x10 \"\x04r\x02(@*\x05r\x03(\x80\x04R\x05\x66\x61\x63ts\x12H\n\x0b\x63ommitments\x18\x0f \x03(\x0b\x32\x1c.bastide.types.v1.CommitmentB\x08\xbaH\x05\x92\x01\x02\x10\x08R\x0b\x63ommitments\x12@\n\x05lease\x18\x10 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\xbaH\x0c\xaa\x01\t\"\x03\x08\xa0\x38\x32\x02\x08\x01R\x05lease\x12*\n\x0bsealed_text\x18\x11 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x38R\nsealedText\x12\x39\n\x14\x61uthorised_record_id\x18\x12 \x01(\tB\x07\xbaH\x04r\x02(@R\x12\x61uthorisedRecordId\x12\x14\n\x05\x63ount\x18\x13 \x01(\rR\x05\x63ount\x1a\x38\n\nFactsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"a\n\x08KeptText\x12\x35\n\x08messages\x18\x01 \x03(\x0b\x32\x19.bastide.types.v1.MessageR\x08messages\x12\x1e\n\ncompletion\x18\x02 \x01(\tR\ncompletion\"\x80\x05\n\x0eInferenceFacts\x12\x1e\n\x05model\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\x80\x01R\x05model\x12-\n\rmodel_version\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\xff\x01R\x0cmodelVersion\x12+\n\x0cmodel_digest\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80\x01R\x0bmodelDigest\x12\x42\n\x07\x62inding\x18\x04 \x01(\x0e\x32\x1e.bastide.audit.v1.ModelBindingB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x07\x62inding\x12/\n\ngeneration\x18\x05 \x01(\x04\x42\x0f\xbaH\x0c\x32\n\x18\xff\xff\xff\xff\xff\xff\xff\xff\x7fR\ngeneration\x12!\n\x07purpose\x18\x06 \x01(\tB\x07\xbaH\x04r\x02(@R\x07purpose\x12-\n\x05usage\x18\x07 \x01(\x0b\x32\x17.bastide.types.v1.UsageR\x05usage\x12M\n\rfinish_reason\x18\x08 \x01(\x0e\x32\x1e.bastide.types.v1.FinishReasonB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x0c\x66inishReason\x12\x45\n\x08\x66indings\x18\t \x03(\x0b\x32\x1e.bastide.audit.v1.FindingCountB\t\xbaH\x06\x92\x01\x03\x10\x80\x01R\x08\x66indings\x12&\n\nrequest_id\x18\n \x01(\tB\x07\xbaH\x04r\x02(@R\trequestId\x12\x31\n\x0ftemplate_digest\x18\x0b \x01(\tB\x08\xbaH\x05r\x03(\x80\x01R\x0etemplateDigest\x12:\n\x07verdict\x18\x0c \x01(\x0b\x32 .bastide.types.v1.SignedDecisionR\x07verdict\"\x9c\x01\n\x0c\x46indingCount\x12\x1b\n\x04kind\x18\x01 \x01(\tB\x07\xbaH\x04r\x02(@R\x04kind\x12\x41\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x1f.bastide.types.v1.ContentActionB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x06\x61\x63tion\x12\x16\n\x06output\x18\x03 \x01(\x08R\x06output\x12\x14\n\x05\x63ount\x18\x04 \x01(\rR\x05\x63ount*\xf0\x02\n\nRecordKind\x12\x1b\n\x17RECORD_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16RECORD_KIND_AUTHORISED\x10\x01\x12\x19\n\x15RECORD_KIND_COMPLETED\x10\x02\x12\x16\n\x12RECORD_KIND_DENIED\x10\x03\x12\x17\n\x13RECORD_KIND_REFUSED\x10\x04\x12\x13\n\x0fRECORD_KIND_CUT\x10\x05\x12\x19\n\x15RECORD_KIND_CANCELLED\x10\x06\x12\x16\n\x12RECORD_KIND_FAILED\x10\x07\x12\x1b\n\x17RECORD_KIND_INTERRUPTED\x10\x08\x12\x16\n\x12RECORD_KIND_ACCESS\x10\t\x12\x16\n\x12RECORD_KIND_CHANGE\x10\n\x12\x17\n\x13RECORD_KIND_CHANGED\x10\x0b\x12\x17\n\x13RECORD_KIND_SIGN_IN\x10\x0c\x12\x16\n\x12RECORD_KIND_SYSTEM\x10\r*c\n\x0cModelBinding\x12\x1d\n\x19MODEL_BINDING_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_BINDING_LOADED\x10\x01\x12\x1a\n\x16MODEL_BINDING_DECLARED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,7 +46,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECORD'].fields_by_name['call_id']._loaded_options = None
   _globals['_RECORD'].fields_by_name['call_id']._serialized_options = b'\272H\006r\004\020\001(@'
   _globals['_RECORD'].fields_by_name['occurred_at']._loaded_options = None
-  _globals['_RECORD'].fields_by_name['occurred_at']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_RECORD'].fields_by_name['occurred_at']._serialized_options = b'\272H\027\262\001\021\"\r\010\377\202\321\377\257\007\020\377\223\353\334\0032\000\310\001\001'
   _globals['_RECORD'].fields_by_name['method']._loaded_options = None
   _globals['_RECORD'].fields_by_name['method']._serialized_options = b'\272H\007r\005\020\001(\377\001'
   _globals['_RECORD'].fields_by_name['action']._loaded_options = None
@@ -61,6 +61,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECORD'].fields_by_name['facts']._serialized_options = b'\272H\022\232\001\017\020 \"\004r\002(@*\005r\003(\200\004'
   _globals['_RECORD'].fields_by_name['commitments']._loaded_options = None
   _globals['_RECORD'].fields_by_name['commitments']._serialized_options = b'\272H\005\222\001\002\020\010'
+  _globals['_RECORD'].fields_by_name['lease']._loaded_options = None
+  _globals['_RECORD'].fields_by_name['lease']._serialized_options = b'\272H\014\252\001\t\"\003\010\24082\002\010\001'
   _globals['_RECORD'].fields_by_name['sealed_text']._loaded_options = None
   _globals['_RECORD'].fields_by_name['sealed_text']._serialized_options = b'\272H\006z\004\030\200\2008'
   _globals['_RECORD'].fields_by_name['authorised_record_id']._loaded_options = None
@@ -71,8 +73,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFERENCEFACTS'].fields_by_name['model_version']._serialized_options = b'\272H\005r\003(\377\001'
   _globals['_INFERENCEFACTS'].fields_by_name['model_digest']._loaded_options = None
   _globals['_INFERENCEFACTS'].fields_by_name['model_digest']._serialized_options = b'\272H\005r\003(\200\001'
+  _globals['_INFERENCEFACTS'].fields_by_name['binding']._loaded_options = None
+  _globals['_INFERENCEFACTS'].fields_by_name['binding']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_INFERENCEFACTS'].fields_by_name['generation']._loaded_options = None
+  _globals['_INFERENCEFACTS'].fields_by_name['generation']._serialized_options = b'\272H\0142\n\030\377\377\377\377\377\377\377\377\177'
   _globals['_INFERENCEFACTS'].fields_by_name['purpose']._loaded_options = None
   _globals['_INFERENCEFACTS'].fields_by_name['purpose']._serialized_options = b'\272H\004r\002(@'
+  _globals['_INFERENCEFACTS'].fields_by_name['finish_reason']._loaded_options = None
+  _globals['_INFERENCEFACTS'].fields_by_name['finish_reason']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_INFERENCEFACTS'].fields_by_name['findings']._loaded_options = None
   _globals['_INFERENCEFACTS'].fields_by_name['findings']._serialized_options = b'\272H\006\222\001\003\020\200\001'
   _globals['_INFERENCEFACTS'].fields_by_name['request_id']._loaded_options = None
@@ -81,18 +89,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFERENCEFACTS'].fields_by_name['template_digest']._serialized_options = b'\272H\005r\003(\200\001'
   _globals['_FINDINGCOUNT'].fields_by_name['kind']._loaded_options = None
   _globals['_FINDINGCOUNT'].fields_by_name['kind']._serialized_options = b'\272H\004r\002(@'
-  _globals['_RECORDKIND']._serialized_start=2138
-  _globals['_RECORDKIND']._serialized_end=2506
-  _globals['_MODELBINDING']._serialized_start=2508
-  _globals['_MODELBINDING']._serialized_end=2607
+  _globals['_FINDINGCOUNT'].fields_by_name['action']._loaded_options = None
+  _globals['_FINDINGCOUNT'].fields_by_name['action']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_RECORDKIND']._serialized_start=2222
+  _globals['_RECORDKIND']._serialized_end=2590
+  _globals['_MODELBINDING']._serialized_start=2592
+  _globals['_MODELBINDING']._serialized_end=2691
   _globals['_RECORD']._serialized_start=249
-  _globals['_RECORD']._serialized_end=1281
-  _globals['_RECORD_FACTSENTRY']._serialized_start=1225
-  _globals['_RECORD_FACTSENTRY']._serialized_end=1281
-  _globals['_KEPTTEXT']._serialized_start=1283
-  _globals['_KEPTTEXT']._serialized_end=1380
-  _globals['_INFERENCEFACTS']._serialized_start=1383
-  _globals['_INFERENCEFACTS']._serialized_end=1986
-  _globals['_FINDINGCOUNT']._serialized_start=1989
-  _globals['_FINDINGCOUNT']._serialized_end=2135
+  _globals['_RECORD']._serialized_end=1318
+  _globals['_RECORD_FACTSENTRY']._serialized_start=1262
+  _globals['_RECORD_FACTSENTRY']._serialized_end=1318
+  _globals['_KEPTTEXT']._serialized_start=1320
+  _globals['_KEPTTEXT']._serialized_end=1417
+  _globals['_INFERENCEFACTS']._serialized_start=1420
+  _globals['_INFERENCEFACTS']._serialized_end=2060
+  _globals['_FINDINGCOUNT']._serialized_start=2063
+  _globals['_FINDINGCOUNT']._serialized_end=2219
 # @@protoc_insertion_point(module_scope)

@@ -190,7 +190,7 @@ class Record(_message.Message):
     """For aggregated refusals: how many calls this record stands for; 0 counts as 1."""
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
-        """When it happened by the writer's clock."""
+        """When it happened by the writer's clock. Years 1970 to 9999."""
 
     @_builtins.property
     def principal(self) -> _principal_pb2.Principal:
@@ -306,7 +306,7 @@ class InferenceFacts(_message.Message):
     binding: Global___ModelBinding.ValueType
     """How the model was bound."""
     generation: _builtins.int
-    """Release generation that was served."""
+    """Release generation that was served. At most 2^63 - 1."""
     purpose: _builtins.str
     """Declared purpose."""
     finish_reason: _content_pb2.FinishReason.ValueType

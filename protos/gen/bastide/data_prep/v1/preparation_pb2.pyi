@@ -162,7 +162,7 @@ class PreparationConfiguration(_message.Message):
     profile: Global___PreparationProfile.ValueType
     """Which thresholds the stages begin with."""
     seed: _builtins.int
-    """Seed of everything drawn at random."""
+    """Seed of everything drawn at random. At most 2^63 - 1."""
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Resource names of 1 to 64 sources. Documents that are in them when the job starts are read."""
@@ -685,7 +685,7 @@ class WatchPreparationJobRequest(_message.Message):
     name: _builtins.str
     """Resource name."""
     from_event: _builtins.int
-    """First event wanted; 0 and 1 mean from the beginning."""
+    """First event wanted; 0 and 1 mean from the beginning. At most 2^63 - 1."""
     def __init__(
         self,
         *,

@@ -28,7 +28,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!bastide/data_prep/v1/source.proto\x12\x14\x62\x61stide.data_prep.v1\x1a\x1f\x62\x61stide/types/v1/evidence.proto\x1a bastide/types/v1/principal.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdb\x02\n\x06Source\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12I\n\x0b\x64\x65\x63laration\x18\x02 \x01(\x0b\x32\'.bastide.data_prep.v1.SourceDeclarationR\x0b\x64\x65\x63laration\x12H\n\x0e\x63lassification\x18\x03 \x01(\x0e\x32 .bastide.types.v1.ClassificationR\x0e\x63lassification\x12\x1c\n\tdocuments\x18\x04 \x01(\x04R\tdocuments\x12\x1d\n\nsize_bytes\x18\x05 \x01(\x04R\tsizeBytes\x12\x18\n\x07\x63reator\x18\x06 \x01(\tR\x07\x63reator\x12\x16\n\x06tenant\x18\x07 \x01(\tR\x06tenant\x12\x39\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcreatedAt\"\x89\x04\n\x11SourceDeclaration\x12*\n\x0b\x64\x65scription\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\x80\x04R\x0b\x64\x65scription\x12T\n\x0e\x63lassification\x18\x02 \x01(\x0e\x32 .bastide.types.v1.ClassificationB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x0e\x63lassification\x12M\n\x0blegal_basis\x18\x03 \x01(\x0e\x32 .bastide.data_prep.v1.LegalBasisB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\nlegalBasis\x12Z\n\x12permitted_purposes\x18\x04 \x03(\tB+\xbaH(\x92\x01%\x08\x01\x10@\x18\x01\"\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$R\x11permittedPurposes\x12?\n\tretention\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x06\xbaH\x03\xc8\x01\x01R\tretention\x12<\n\x08use_case\x18\x06 \x01(\x0b\x32\x19.bastide.types.v1.UseCaseB\x06\xbaH\x03\xc8\x01\x01R\x07useCase\x12\"\n\x07license\x18\x07 \x01(\tB\x08\xbaH\x05r\x03(\x80\x01R\x07license\x12$\n\x08location\x18\x08 \x01(\tB\x08\xbaH\x05r\x03(\x80\x08R\x08location\"\xef\x01\n\x08\x44ocument\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n\tfile_name\x18\x02 \x01(\tR\x08\x66ileName\x12\x1d\n\nmedia_type\x18\x03 \x01(\tR\tmediaType\x12\x1d\n\nsize_bytes\x18\x04 \x01(\x04R\tsizeBytes\x12\x39\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x39\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt\"\xd2\x01\n\x13\x43reateSourceRequest\x12>\n\tsource_id\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^[a-z0-9][a-z0-9.-]{0,63}$R\x08sourceId\x12Q\n\x0b\x64\x65\x63laration\x18\x02 \x01(\x0b\x32\'.bastide.data_prep.v1.SourceDeclarationB\x06\xbaH\x03\xc8\x01\x01R\x0b\x64\x65\x63laration\x12(\n\nrequest_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\trequestId\"L\n\x14\x43reateSourceResponse\x12\x34\n\x06source\x18\x01 \x01(\x0b\x32\x1c.bastide.data_prep.v1.SourceR\x06source\"2\n\x10GetSourceRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"I\n\x11GetSourceResponse\x12\x34\n\x06source\x18\x01 \x01(\x0b\x32\x1c.bastide.data_prep.v1.SourceR\x06source\"d\n\x12ListSourcesRequest\x12%\n\tpage_size\x18\x01 \x01(\rB\x08\xbaH\x05*\x03\x18\xc8\x01R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80\x04R\tpageToken\"u\n\x13ListSourcesResponse\x12\x36\n\x07sources\x18\x01 \x03(\x0b\x32\x1c.bastide.data_prep.v1.SourceR\x07sources\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc8\x01\n\x16UploadDocumentsRequest\x12\x36\n\x04open\x18\x01 \x01(\x0b\x32 .bastide.data_prep.v1.OpenUploadH\x00R\x04open\x12\x42\n\x08\x64ocument\x18\x02 \x01(\x0b\x32$.bastide.data_prep.v1.DocumentHeaderH\x00R\x08\x64ocument\x12#\n\x05\x63hunk\x18\x03 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00R\x05\x63hunkB\r\n\x04step\x12\x05\xbaH\x02\x08\x01\"0\n\nOpenUpload\x12\"\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x06parent\"\xb7\x01\n\x0e\x44ocumentHeader\x12?\n\tfile_name\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d\x10\x01(\xff\x01\x32\x16^[^/\\\\\\x00-\\x1f\\x7f]+$R\x08\x66ileName\x12*\n\nsize_bytes\x18\x02 \x01(\x04\x42\x0b\xbaH\x08\x32\x06\x18\x80\x80\x80\x80\x10R\tsizeBytes\x12\x38\n\x06\x64igest\x18\x03 \x01(\x0b\x32\x18.bastide.types.v1.DigestB\x06\xbaH\x03\xc8\x01\x01R\x06\x64igest\"_\n\x17UploadDocumentsResponse\x12\x44\n\tdocuments\x18\x01 \x03(\x0b\x32&.bastide.data_prep.v1.UploadedDocumentR\tdocuments\"w\n\x10UploadedDocument\x12<\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x1e.bastide.data_prep.v1.DocumentH\x00R\x08\x64ocument\x12\x1a\n\x07refused\x18\x02 \x01(\tH\x00R\x07refusedB\t\n\x07outcome\"\x8a\x01\n\x14ListDocumentsRequest\x12\"\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x06parent\x12%\n\tpage_size\x18\x02 \x01(\rB\x08\xbaH\x05*\x03\x18\xc8\x01R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80\x04R\tpageToken\"}\n\x15ListDocumentsResponse\x12<\n\tdocuments\x18\x01 \x03(\x0b\x32\x1e.bastide.data_prep.v1.DocumentR\tdocuments\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*\x84\x02\n\nLegalBasis\x12\x1b\n\x17LEGAL_BASIS_UNSPECIFIED\x10\x00\x12\x17\n\x13LEGAL_BASIS_CONSENT\x10\x01\x12\x18\n\x14LEGAL_BASIS_CONTRACT\x10\x02\x12 \n\x1cLEGAL_BASIS_LEGAL_OBLIGATION\x10\x03\x12\x1f\n\x1bLEGAL_BASIS_VITAL_INTERESTS\x10\x04\x12\x1b\n\x17LEGAL_BASIS_PUBLIC_TASK\x10\x05\x12$\n LEGAL_BASIS_LEGITIMATE_INTERESTS\x10\x06\x12 \n\x1cLEGAL_BASIS_NO_PERSONAL_DATA\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!bastide/data_prep/v1/source.proto\x12\x14\x62\x61stide.data_prep.v1\x1a\x1f\x62\x61stide/types/v1/evidence.proto\x1a bastide/types/v1/principal.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdb\x02\n\x06Source\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12I\n\x0b\x64\x65\x63laration\x18\x02 \x01(\x0b\x32\'.bastide.data_prep.v1.SourceDeclarationR\x0b\x64\x65\x63laration\x12H\n\x0e\x63lassification\x18\x03 \x01(\x0e\x32 .bastide.types.v1.ClassificationR\x0e\x63lassification\x12\x1c\n\tdocuments\x18\x04 \x01(\x04R\tdocuments\x12\x1d\n\nsize_bytes\x18\x05 \x01(\x04R\tsizeBytes\x12\x18\n\x07\x63reator\x18\x06 \x01(\tR\x07\x63reator\x12\x16\n\x06tenant\x18\x07 \x01(\tR\x06tenant\x12\x39\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcreatedAt\"\x99\x04\n\x11SourceDeclaration\x12*\n\x0b\x64\x65scription\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\x80\x04R\x0b\x64\x65scription\x12T\n\x0e\x63lassification\x18\x02 \x01(\x0e\x32 .bastide.types.v1.ClassificationB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x0e\x63lassification\x12M\n\x0blegal_basis\x18\x03 \x01(\x0e\x32 .bastide.data_prep.v1.LegalBasisB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\nlegalBasis\x12Z\n\x12permitted_purposes\x18\x04 \x03(\tB+\xbaH(\x92\x01%\x08\x01\x10@\x18\x01\"\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$R\x11permittedPurposes\x12O\n\tretention\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x16\xbaH\x13\xaa\x01\r\"\x06\x08\x80\xac\xae\xc4\x03\x32\x03\x08\x90\x1c\xc8\x01\x01R\tretention\x12<\n\x08use_case\x18\x06 \x01(\x0b\x32\x19.bastide.types.v1.UseCaseB\x06\xbaH\x03\xc8\x01\x01R\x07useCase\x12\"\n\x07license\x18\x07 \x01(\tB\x08\xbaH\x05r\x03(\x80\x01R\x07license\x12$\n\x08location\x18\x08 \x01(\tB\x08\xbaH\x05r\x03(\x80\x08R\x08location\"\xef\x01\n\x08\x44ocument\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n\tfile_name\x18\x02 \x01(\tR\x08\x66ileName\x12\x1d\n\nmedia_type\x18\x03 \x01(\tR\tmediaType\x12\x1d\n\nsize_bytes\x18\x04 \x01(\x04R\tsizeBytes\x12\x39\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x39\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt\"\xd2\x01\n\x13\x43reateSourceRequest\x12>\n\tsource_id\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^[a-z0-9][a-z0-9.-]{0,63}$R\x08sourceId\x12Q\n\x0b\x64\x65\x63laration\x18\x02 \x01(\x0b\x32\'.bastide.data_prep.v1.SourceDeclarationB\x06\xbaH\x03\xc8\x01\x01R\x0b\x64\x65\x63laration\x12(\n\nrequest_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\trequestId\"L\n\x14\x43reateSourceResponse\x12\x34\n\x06source\x18\x01 \x01(\x0b\x32\x1c.bastide.data_prep.v1.SourceR\x06source\"2\n\x10GetSourceRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"I\n\x11GetSourceResponse\x12\x34\n\x06source\x18\x01 \x01(\x0b\x32\x1c.bastide.data_prep.v1.SourceR\x06source\"d\n\x12ListSourcesRequest\x12%\n\tpage_size\x18\x01 \x01(\rB\x08\xbaH\x05*\x03\x18\xc8\x01R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80\x04R\tpageToken\"u\n\x13ListSourcesResponse\x12\x36\n\x07sources\x18\x01 \x03(\x0b\x32\x1c.bastide.data_prep.v1.SourceR\x07sources\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc8\x01\n\x16UploadDocumentsRequest\x12\x36\n\x04open\x18\x01 \x01(\x0b\x32 .bastide.data_prep.v1.OpenUploadH\x00R\x04open\x12\x42\n\x08\x64ocument\x18\x02 \x01(\x0b\x32$.bastide.data_prep.v1.DocumentHeaderH\x00R\x08\x64ocument\x12#\n\x05\x63hunk\x18\x03 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00R\x05\x63hunkB\r\n\x04step\x12\x05\xbaH\x02\x08\x01\"0\n\nOpenUpload\x12\"\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x06parent\"\xb7\x01\n\x0e\x44ocumentHeader\x12?\n\tfile_name\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d\x10\x01(\xff\x01\x32\x16^[^/\\\\\\x00-\\x1f\\x7f]+$R\x08\x66ileName\x12*\n\nsize_bytes\x18\x02 \x01(\x04\x42\x0b\xbaH\x08\x32\x06\x18\x80\x80\x80\x80\x10R\tsizeBytes\x12\x38\n\x06\x64igest\x18\x03 \x01(\x0b\x32\x18.bastide.types.v1.DigestB\x06\xbaH\x03\xc8\x01\x01R\x06\x64igest\"_\n\x17UploadDocumentsResponse\x12\x44\n\tdocuments\x18\x01 \x03(\x0b\x32&.bastide.data_prep.v1.UploadedDocumentR\tdocuments\"w\n\x10UploadedDocument\x12<\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x1e.bastide.data_prep.v1.DocumentH\x00R\x08\x64ocument\x12\x1a\n\x07refused\x18\x02 \x01(\tH\x00R\x07refusedB\t\n\x07outcome\"\x8a\x01\n\x14ListDocumentsRequest\x12\"\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x06parent\x12%\n\tpage_size\x18\x02 \x01(\rB\x08\xbaH\x05*\x03\x18\xc8\x01R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80\x04R\tpageToken\"}\n\x15ListDocumentsResponse\x12<\n\tdocuments\x18\x01 \x03(\x0b\x32\x1e.bastide.data_prep.v1.DocumentR\tdocuments\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*\x84\x02\n\nLegalBasis\x12\x1b\n\x17LEGAL_BASIS_UNSPECIFIED\x10\x00\x12\x17\n\x13LEGAL_BASIS_CONSENT\x10\x01\x12\x18\n\x14LEGAL_BASIS_CONTRACT\x10\x02\x12 \n\x1cLEGAL_BASIS_LEGAL_OBLIGATION\x10\x03\x12\x1f\n\x1bLEGAL_BASIS_VITAL_INTERESTS\x10\x04\x12\x1b\n\x17LEGAL_BASIS_PUBLIC_TASK\x10\x05\x12$\n LEGAL_BASIS_LEGITIMATE_INTERESTS\x10\x06\x12 \n\x1cLEGAL_BASIS_NO_PERSONAL_DATA\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,7 +44,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SOURCEDECLARATION'].fields_by_name['permitted_purposes']._loaded_options = None
   _globals['_SOURCEDECLARATION'].fields_by_name['permitted_purposes']._serialized_options = b'\272H(\222\001%\010\001\020@\030\001\"\035r\0332\031^[a-z0-9][a-z0-9-]{0,63}$'
   _globals['_SOURCEDECLARATION'].fields_by_name['retention']._loaded_options = None
-  _globals['_SOURCEDECLARATION'].fields_by_name['retention']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_SOURCEDECLARATION'].fields_by_name['retention']._serialized_options = b'\272H\023\252\001\r\"\006\010\200\254\256\304\0032\003\010\220\034\310\001\001'
   _globals['_SOURCEDECLARATION'].fields_by_name['use_case']._loaded_options = None
   _globals['_SOURCEDECLARATION'].fields_by_name['use_case']._serialized_options = b'\272H\003\310\001\001'
   _globals['_SOURCEDECLARATION'].fields_by_name['license']._loaded_options = None
@@ -81,38 +81,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTDOCUMENTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\005*\003\030\310\001'
   _globals['_LISTDOCUMENTSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTDOCUMENTSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003(\200\004'
-  _globals['_LEGALBASIS']._serialized_start=2872
-  _globals['_LEGALBASIS']._serialized_end=3132
+  _globals['_LEGALBASIS']._serialized_start=2888
+  _globals['_LEGALBASIS']._serialized_end=3148
   _globals['_SOURCE']._serialized_start=192
   _globals['_SOURCE']._serialized_end=539
   _globals['_SOURCEDECLARATION']._serialized_start=542
-  _globals['_SOURCEDECLARATION']._serialized_end=1063
-  _globals['_DOCUMENT']._serialized_start=1066
-  _globals['_DOCUMENT']._serialized_end=1305
-  _globals['_CREATESOURCEREQUEST']._serialized_start=1308
-  _globals['_CREATESOURCEREQUEST']._serialized_end=1518
-  _globals['_CREATESOURCERESPONSE']._serialized_start=1520
-  _globals['_CREATESOURCERESPONSE']._serialized_end=1596
-  _globals['_GETSOURCEREQUEST']._serialized_start=1598
-  _globals['_GETSOURCEREQUEST']._serialized_end=1648
-  _globals['_GETSOURCERESPONSE']._serialized_start=1650
-  _globals['_GETSOURCERESPONSE']._serialized_end=1723
-  _globals['_LISTSOURCESREQUEST']._serialized_start=1725
-  _globals['_LISTSOURCESREQUEST']._serialized_end=1825
-  _globals['_LISTSOURCESRESPONSE']._serialized_start=1827
-  _globals['_LISTSOURCESRESPONSE']._serialized_end=1944
-  _globals['_UPLOADDOCUMENTSREQUEST']._serialized_start=1947
-  _globals['_UPLOADDOCUMENTSREQUEST']._serialized_end=2147
-  _globals['_OPENUPLOAD']._serialized_start=2149
-  _globals['_OPENUPLOAD']._serialized_end=2197
-  _globals['_DOCUMENTHEADER']._serialized_start=2200
-  _globals['_DOCUMENTHEADER']._serialized_end=2383
-  _globals['_UPLOADDOCUMENTSRESPONSE']._serialized_start=2385
-  _globals['_UPLOADDOCUMENTSRESPONSE']._serialized_end=2480
-  _globals['_UPLOADEDDOCUMENT']._serialized_start=2482
-  _globals['_UPLOADEDDOCUMENT']._serialized_end=2601
-  _globals['_LISTDOCUMENTSREQUEST']._serialized_start=2604
-  _globals['_LISTDOCUMENTSREQUEST']._serialized_end=2742
-  _globals['_LISTDOCUMENTSRESPONSE']._serialized_start=2744
-  _globals['_LISTDOCUMENTSRESPONSE']._serialized_end=2869
+  _globals['_SOURCEDECLARATION']._serialized_end=1079
+  _globals['_DOCUMENT']._serialized_start=1082
+  _globals['_DOCUMENT']._serialized_end=1321
+  _globals['_CREATESOURCEREQUEST']._serialized_start=1324
+  _globals['_CREATESOURCEREQUEST']._serialized_end=1534
+  _globals['_CREATESOURCERESPONSE']._serialized_start=1536
+  _globals['_CREATESOURCERESPONSE']._serialized_end=1612
+  _globals['_GETSOURCEREQUEST']._serialized_start=1614
+  _globals['_GETSOURCEREQUEST']._serialized_end=1664
+  _globals['_GETSOURCERESPONSE']._serialized_start=1666
+  _globals['_GETSOURCERESPONSE']._serialized_end=1739
+  _globals['_LISTSOURCESREQUEST']._serialized_start=1741
+  _globals['_LISTSOURCESREQUEST']._serialized_end=1841
+  _globals['_LISTSOURCESRESPONSE']._serialized_start=1843
+  _globals['_LISTSOURCESRESPONSE']._serialized_end=1960
+  _globals['_UPLOADDOCUMENTSREQUEST']._serialized_start=1963
+  _globals['_UPLOADDOCUMENTSREQUEST']._serialized_end=2163
+  _globals['_OPENUPLOAD']._serialized_start=2165
+  _globals['_OPENUPLOAD']._serialized_end=2213
+  _globals['_DOCUMENTHEADER']._serialized_start=2216
+  _globals['_DOCUMENTHEADER']._serialized_end=2399
+  _globals['_UPLOADDOCUMENTSRESPONSE']._serialized_start=2401
+  _globals['_UPLOADDOCUMENTSRESPONSE']._serialized_end=2496
+  _globals['_UPLOADEDDOCUMENT']._serialized_start=2498
+  _globals['_UPLOADEDDOCUMENT']._serialized_end=2617
+  _globals['_LISTDOCUMENTSREQUEST']._serialized_start=2620
+  _globals['_LISTDOCUMENTSREQUEST']._serialized_end=2758
+  _globals['_LISTDOCUMENTSRESPONSE']._serialized_start=2760
+  _globals['_LISTDOCUMENTSRESPONSE']._serialized_end=2885
 # @@protoc_insertion_point(module_scope)

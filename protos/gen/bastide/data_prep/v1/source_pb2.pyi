@@ -153,8 +153,8 @@ class SourceDeclaration(_message.Message):
 
     @_builtins.property
     def retention(self) -> _duration_pb2.Duration:
-        """How long a document may be kept after it was taken in, 1 hour to 30 years; then it is purged and datasets made of
-        it are no longer given out.
+        """How long a document may be kept after it was taken in, 1 hour to 10,980 days (30 years); then it is purged and
+        datasets made of it are no longer given out.
         """
 
     @_builtins.property

@@ -269,7 +269,7 @@ class WatchVerificationRequest(_message.Message):
     name: _builtins.str
     """Resource name."""
     from_event: _builtins.int
-    """First event wanted; 0 and 1 mean from the beginning."""
+    """First event wanted; 0 and 1 mean from the beginning. At most 2^63 - 1."""
     def __init__(
         self,
         *,

@@ -281,13 +281,13 @@ class Declared(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     LICENSE_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
-    """Name of the configured backend."""
+    """Name of the configured backend, 1 to 128 bytes."""
     remote_model: _builtins.str
-    """The model id the backend is asked for."""
+    """The model id the backend is asked for, 1 to 255 bytes."""
     revision: _builtins.str
-    """Revision or digest the operator declares; taken on trust."""
+    """Revision or digest the operator declares, at most 255 bytes; taken on trust. Empty where none is known."""
     license: _builtins.str
-    """SPDX licence identifier as declared."""
+    """SPDX licence identifier as declared, for example `Apache-2.0`; empty where none is known."""
     def __init__(
         self,
         *,
@@ -691,7 +691,7 @@ class WatchImportJobRequest(_message.Message):
     name: _builtins.str
     """Resource name."""
     from_event: _builtins.int
-    """First event wanted; 0 and 1 mean from the beginning."""
+    """First event wanted; 0 and 1 mean from the beginning. At most 2^63 - 1."""
     def __init__(
         self,
         *,

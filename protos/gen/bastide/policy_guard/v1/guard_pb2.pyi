@@ -526,7 +526,9 @@ class Resource(_message.Message):
     """Resource name; empty for collections."""
     @_builtins.property
     def attributes(self) -> _struct_pb2.Struct:
-        """Facts by name as the service knows them, for example `submitter`. At most 8 KiB serialised."""
+        """Facts by name as the service knows them, for example `submitter`. At most 8 KiB as canonical JSON (RFC 8785);
+        numbers are finite.
+        """
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ class User(_message.Message):
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
-        """When they were created."""
+        """When they were created. Years 1970 to 9999."""
 
     def __init__(
         self,

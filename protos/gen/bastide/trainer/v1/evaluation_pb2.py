@@ -29,7 +29,7 @@ from bastide.types.v1 import job_pb2 as bastide_dot_types_dot_v1_dot_job__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#bastide/trainer/v1/evaluation.proto\x12\x12\x62\x61stide.trainer.v1\x1a\x1f\x62\x61stide/trainer/v1/metric.proto\x1a\x1e\x62\x61stide/trainer/v1/suite.proto\x1a\x1f\x62\x61stide/types/v1/evidence.proto\x1a\x1a\x62\x61stide/types/v1/job.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe6\x01\n\rEvaluationJob\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12Q\n\rconfiguration\x18\x02 \x01(\x0b\x32+.bastide.trainer.v1.EvaluationConfigurationR\rconfiguration\x12\x33\n\x06status\x18\x03 \x01(\x0b\x32\x1b.bastide.types.v1.JobStatusR\x06status\x12\x1e\n\nevaluation\x18\x04 \x01(\tR\nevaluation\x12\x19\n\x08grant_id\x18\x05 \x01(\tR\x07grantId\"\x8d\x05\n\x17\x45valuationConfiguration\x12\x1e\n\x03run\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01H\x00R\x03run\x12\x31\n\rmodel_version\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01H\x00R\x0cmodelVersion\x12L\n\x08measures\x18\x03 \x03(\x0e\x32\x1b.bastide.trainer.v1.MeasureB\x13\xbaH\x10\x92\x01\r\x10\x10\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00R\x08measures\x12+\n\x06suites\x18\x04 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10 \x18\x01\"\x07r\x05\x10\x01(\xff\x01R\x06suites\x12-\n\tmax_items\x18\x05 \x01(\rB\x0b\xbaH\x08*\x06\x18\xa0\x8d\x06(\x01H\x01R\x08maxItems\x88\x01\x01\x12\x35\n\x0emax_new_tokens\x18\x06 \x01(\rB\n\xbaH\x07*\x05\x18\x80 (\x01H\x02R\x0cmaxNewTokens\x88\x01\x01\x12*\n\x07samples\x18\x07 \x01(\rB\x0b\xbaH\x08*\x06\x18\xa0\x8d\x06(\x01H\x03R\x07samples\x88\x01\x01\x12)\n\x06\x64\x65\x63oys\x18\x08 \x01(\rB\x0c\xbaH\t*\x07\x18\xc0\x84=(\xe8\x07H\x04R\x06\x64\x65\x63oys\x88\x01\x01\x12.\n\tresamples\x18\t \x01(\rB\x0b\xbaH\x08*\x06\x18\xa0\x8d\x06(dH\x05R\tresamples\x88\x01\x01\x12<\n\nconfidence\x18\n \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19+\x87\x16\xd9\xce\xf7\xef?)\x9a\x99\x99\x99\x99\x99\xe9?H\x06R\nconfidence\x88\x01\x01\x12\x12\n\x04seed\x18\x0b \x01(\x04R\x04seedB\x10\n\x07subject\x12\x05\xbaH\x02\x08\x01\x42\x0c\n\n_max_itemsB\x11\n\x0f_max_new_tokensB\n\n\x08_samplesB\t\n\x07_decoysB\x0c\n\n_resamplesB\r\n\x0b_confidence\"\xdf\x02\n\x10\x45valuationReport\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n\x03job\x18\x02 \x01(\tR\x03job\x12\x18\n\x07subject\x18\x03 \x01(\tR\x07subject\x12!\n\x0c\x62\x61se_version\x18\x04 \x01(\tR\x0b\x62\x61seVersion\x12\x34\n\x07metrics\x18\x05 \x03(\x0b\x32\x1a.bastide.trainer.v1.MetricR\x07metrics\x12\x44\n\x0cmemorisation\x18\x06 \x01(\x0b\x32 .bastide.trainer.v1.MemorisationR\x0cmemorisation\x12\x31\n\x06suites\x18\x07 \x03(\x0b\x32\x19.bastide.trainer.v1.SuiteR\x06suites\x12\x39\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcreatedAt\"\xb8\x01\n\x0cMemorisation\x12>\n\x08\x63\x61naries\x18\x01 \x03(\x0b\x32\".bastide.trainer.v1.CanaryExposureR\x08\x63\x61naries\x12\x16\n\x06\x64\x65\x63oys\x18\x02 \x01(\rR\x06\x64\x65\x63oys\x12\x18\n\x07samples\x18\x03 \x01(\rR\x07samples\x12\x36\n\x05leaks\x18\x04 \x03(\x0b\x32 .bastide.trainer.v1.LeakedValuesR\x05leaks\"X\n\x0e\x43\x61naryExposure\x12\x16\n\x06\x63\x61nary\x18\x01 \x01(\tR\x06\x63\x61nary\x12\x12\n\x04rank\x18\x02 \x01(\rR\x04rank\x12\x1a\n\x08\x65xposure\x18\x03 \x01(\x01R\x08\x65xposure\"\x81\x01\n\x0cLeakedValues\x12\x12\n\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n\x05\x66ound\x18\x02 \x01(\rR\x05\x66ound\x12\'\n\x0foriginal_values\x18\x03 \x01(\rR\x0eoriginalValues\x12\x1e\n\nsurrogates\x18\x04 \x01(\rR\nsurrogates\"\xa1\x01\n\x1a\x43reateEvaluationJobRequest\x12Y\n\rconfiguration\x18\x01 \x01(\x0b\x32+.bastide.trainer.v1.EvaluationConfigurationB\x06\xbaH\x03\xc8\x01\x01R\rconfiguration\x12(\n\nrequest_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\trequestId\"R\n\x1b\x43reateEvaluationJobResponse\x12\x33\n\x03job\x18\x01 \x01(\x0b\x32!.bastide.trainer.v1.EvaluationJobR\x03job\"9\n\x17GetEvaluationJobRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"O\n\x18GetEvaluationJobResponse\x12\x33\n\x03job\x18\x01 \x01(\x0b\x32!.bastide.trainer.v1.EvaluationJobR\x03job\"\x8f\x01\n\x19ListEvaluationJobsRequest\x12\"\n\x07subject\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\xff\x01R\x07subject\x12%\n\tpage_size\x18\x02 \x01(\rB\x08\xbaH\x05*\x03\x18\xc8\x01R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80\x04R\tpageToken\"{\n\x1aListEvaluationJobsResponse\x12\x35\n\x04jobs\x18\x01 \x03(\x0b\x32!.bastide.trainer.v1.EvaluationJobR\x04jobs\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"<\n\x1a\x43\x61ncelEvaluationJobRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"R\n\x1b\x43\x61ncelEvaluationJobResponse\x12\x33\n\x03job\x18\x01 \x01(\x0b\x32!.bastide.trainer.v1.EvaluationJobR\x03job\"Z\n\x19WatchEvaluationJobRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\x12\x1d\n\nfrom_event\x18\x02 \x01(\x04R\tfromEvent\"N\n\x1aWatchEvaluationJobResponse\x12\x30\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1a.bastide.types.v1.JobEventR\x05\x65vent\"<\n\x1aGetEvaluationReportRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"\xb0\x01\n\x1bGetEvaluationReportResponse\x12<\n\x06report\x18\x01 \x01(\x0b\x32$.bastide.trainer.v1.EvaluationReportR\x06report\x12?\n\tstatement\x18\x02 \x01(\x0b\x32!.bastide.types.v1.SignedStatementR\tstatement\x12\x12\n\x04html\x18\x03 \x01(\tR\x04html*\xb0\x01\n\x07Measure\x12\x17\n\x13MEASURE_UNSPECIFIED\x10\x00\x12\x16\n\x12MEASURE_PERPLEXITY\x10\x01\x12\x16\n\x12MEASURE_TEXT_MATCH\x10\x02\x12\x1a\n\x16MEASURE_CLASSIFICATION\x10\x03\x12\x10\n\x0cMEASURE_BIAS\x10\x04\x12\x14\n\x10MEASURE_TOXICITY\x10\x05\x12\x18\n\x14MEASURE_MEMORISATION\x10\x06\x32\xec\x07\n\x11\x45valuationService\x12v\n\x13\x43reateEvaluationJob\x12..bastide.trainer.v1.CreateEvaluationJobRequest\x1a/.bastide.trainer.v1.CreateEvaluationJobResponse\x12m\n\x10GetEvaluationJob\x12+.bastide.trainer.v1.GetEvaluationJobRequest\x1a,.bastide.trainer.v1.GetEvaluationJobResponse\x12s\n\x12ListEvaluationJobs\x12-.bastide.trainer.v1.ListEvaluationJobsRequest\x1a..bastide.trainer.v1.ListEvaluationJobsResponse\x12v\n\x13\x43\x61ncelEvaluationJob\x12..bastide.trainer.v1.CancelEvaluationJobRequest\x1a/.bastide.trainer.v1.CancelEvaluationJobResponse\x12u\n\x12WatchEvaluationJob\x12-.bastide.trainer.v1.WatchEvaluationJobRequest\x1a..bastide.trainer.v1.WatchEvaluationJobResponse0\x01\x12v\n\x13GetEvaluationReport\x12..bastide.trainer.v1.GetEvaluationReportRequest\x1a/.bastide.trainer.v1.GetEvaluationReportResponse\x12`\n\x0bUploadSuite\x12&.bastide.trainer.v1.UploadSuiteRequest\x1a\'.bastide.trainer.v1.UploadSuiteResponse(\x01\x12U\n\x08GetSuite\x12#.bastide.trainer.v1.GetSuiteRequest\x1a$.bastide.trainer.v1.GetSuiteResponse\x12[\n\nListSuites\x12%.bastide.trainer.v1.ListSuitesRequest\x1a&.bastide.trainer.v1.ListSuitesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#bastide/trainer/v1/evaluation.proto\x12\x12\x62\x61stide.trainer.v1\x1a\x1f\x62\x61stide/trainer/v1/metric.proto\x1a\x1e\x62\x61stide/trainer/v1/suite.proto\x1a\x1f\x62\x61stide/types/v1/evidence.proto\x1a\x1a\x62\x61stide/types/v1/job.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe6\x01\n\rEvaluationJob\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12Q\n\rconfiguration\x18\x02 \x01(\x0b\x32+.bastide.trainer.v1.EvaluationConfigurationR\rconfiguration\x12\x33\n\x06status\x18\x03 \x01(\x0b\x32\x1b.bastide.types.v1.JobStatusR\x06status\x12\x1e\n\nevaluation\x18\x04 \x01(\tR\nevaluation\x12\x19\n\x08grant_id\x18\x05 \x01(\tR\x07grantId\"\x9e\x05\n\x17\x45valuationConfiguration\x12\x1e\n\x03run\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01H\x00R\x03run\x12\x31\n\rmodel_version\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01H\x00R\x0cmodelVersion\x12L\n\x08measures\x18\x03 \x03(\x0e\x32\x1b.bastide.trainer.v1.MeasureB\x13\xbaH\x10\x92\x01\r\x10\x10\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00R\x08measures\x12+\n\x06suites\x18\x04 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10 \x18\x01\"\x07r\x05\x10\x01(\xff\x01R\x06suites\x12-\n\tmax_items\x18\x05 \x01(\rB\x0b\xbaH\x08*\x06\x18\xa0\x8d\x06(\x01H\x01R\x08maxItems\x88\x01\x01\x12\x35\n\x0emax_new_tokens\x18\x06 \x01(\rB\n\xbaH\x07*\x05\x18\x80 (\x01H\x02R\x0cmaxNewTokens\x88\x01\x01\x12*\n\x07samples\x18\x07 \x01(\rB\x0b\xbaH\x08*\x06\x18\xa0\x8d\x06(\x01H\x03R\x07samples\x88\x01\x01\x12)\n\x06\x64\x65\x63oys\x18\x08 \x01(\rB\x0c\xbaH\t*\x07\x18\xc0\x84=(\xe8\x07H\x04R\x06\x64\x65\x63oys\x88\x01\x01\x12.\n\tresamples\x18\t \x01(\rB\x0b\xbaH\x08*\x06\x18\xa0\x8d\x06(dH\x05R\tresamples\x88\x01\x01\x12<\n\nconfidence\x18\n \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19+\x87\x16\xd9\xce\xf7\xef?)\x9a\x99\x99\x99\x99\x99\xe9?H\x06R\nconfidence\x88\x01\x01\x12#\n\x04seed\x18\x0b \x01(\x04\x42\x0f\xbaH\x0c\x32\n\x18\xff\xff\xff\xff\xff\xff\xff\xff\x7fR\x04seedB\x10\n\x07subject\x12\x05\xbaH\x02\x08\x01\x42\x0c\n\n_max_itemsB\x11\n\x0f_max_new_tokensB\n\n\x08_samplesB\t\n\x07_decoysB\x0c\n\n_resamplesB\r\n\x0b_confidence\"\xdf\x02\n\x10\x45valuationReport\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n\x03job\x18\x02 \x01(\tR\x03job\x12\x18\n\x07subject\x18\x03 \x01(\tR\x07subject\x12!\n\x0c\x62\x61se_version\x18\x04 \x01(\tR\x0b\x62\x61seVersion\x12\x34\n\x07metrics\x18\x05 \x03(\x0b\x32\x1a.bastide.trainer.v1.MetricR\x07metrics\x12\x44\n\x0cmemorisation\x18\x06 \x01(\x0b\x32 .bastide.trainer.v1.MemorisationR\x0cmemorisation\x12\x31\n\x06suites\x18\x07 \x03(\x0b\x32\x19.bastide.trainer.v1.SuiteR\x06suites\x12\x39\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcreatedAt\"\xb8\x01\n\x0cMemorisation\x12>\n\x08\x63\x61naries\x18\x01 \x03(\x0b\x32\".bastide.trainer.v1.CanaryExposureR\x08\x63\x61naries\x12\x16\n\x06\x64\x65\x63oys\x18\x02 \x01(\rR\x06\x64\x65\x63oys\x12\x18\n\x07samples\x18\x03 \x01(\rR\x07samples\x12\x36\n\x05leaks\x18\x04 \x03(\x0b\x32 .bastide.trainer.v1.LeakedValuesR\x05leaks\"X\n\x0e\x43\x61naryExposure\x12\x16\n\x06\x63\x61nary\x18\x01 \x01(\tR\x06\x63\x61nary\x12\x12\n\x04rank\x18\x02 \x01(\rR\x04rank\x12\x1a\n\x08\x65xposure\x18\x03 \x01(\x01R\x08\x65xposure\"\x81\x01\n\x0cLeakedValues\x12\x12\n\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n\x05\x66ound\x18\x02 \x01(\rR\x05\x66ound\x12\'\n\x0foriginal_values\x18\x03 \x01(\rR\x0eoriginalValues\x12\x1e\n\nsurrogates\x18\x04 \x01(\rR\nsurrogates\"\xa1\x01\n\x1a\x43reateEvaluationJobRequest\x12Y\n\rconfiguration\x18\x01 \x01(\x0b\x32+.bastide.trainer.v1.EvaluationConfigurationB\x06\xbaH\x03\xc8\x01\x01R\rconfiguration\x12(\n\nrequest_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\trequestId\"R\n\x1b\x43reateEvaluationJobResponse\x12\x33\n\x03job\x18\x01 \x01(\x0b\x32!.bastide.trainer.v1.EvaluationJobR\x03job\"9\n\x17GetEvaluationJobRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"O\n\x18GetEvaluationJobResponse\x12\x33\n\x03job\x18\x01 \x01(\x0b\x32!.bastide.trainer.v1.EvaluationJobR\x03job\"\x8f\x01\n\x19ListEvaluationJobsRequest\x12\"\n\x07subject\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\xff\x01R\x07subject\x12%\n\tpage_size\x18\x02 \x01(\rB\x08\xbaH\x05*\x03\x18\xc8\x01R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80\x04R\tpageToken\"{\n\x1aListEvaluationJobsResponse\x12\x35\n\x04jobs\x18\x01 \x03(\x0b\x32!.bastide.trainer.v1.EvaluationJobR\x04jobs\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"<\n\x1a\x43\x61ncelEvaluationJobRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"R\n\x1b\x43\x61ncelEvaluationJobResponse\x12\x33\n\x03job\x18\x01 \x01(\x0b\x32!.bastide.trainer.v1.EvaluationJobR\x03job\"k\n\x19WatchEvaluationJobRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\x12.\n\nfrom_event\x18\x02 \x01(\x04\x42\x0f\xbaH\x0c\x32\n\x18\xff\xff\xff\xff\xff\xff\xff\xff\x7fR\tfromEvent\"N\n\x1aWatchEvaluationJobResponse\x12\x30\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1a.bastide.types.v1.JobEventR\x05\x65vent\"<\n\x1aGetEvaluationReportRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"\xb0\x01\n\x1bGetEvaluationReportResponse\x12<\n\x06report\x18\x01 \x01(\x0b\x32$.bastide.trainer.v1.EvaluationReportR\x06report\x12?\n\tstatement\x18\x02 \x01(\x0b\x32!.bastide.types.v1.SignedStatementR\tstatement\x12\x12\n\x04html\x18\x03 \x01(\tR\x04html*\xb0\x01\n\x07Measure\x12\x17\n\x13MEASURE_UNSPECIFIED\x10\x00\x12\x16\n\x12MEASURE_PERPLEXITY\x10\x01\x12\x16\n\x12MEASURE_TEXT_MATCH\x10\x02\x12\x1a\n\x16MEASURE_CLASSIFICATION\x10\x03\x12\x10\n\x0cMEASURE_BIAS\x10\x04\x12\x14\n\x10MEASURE_TOXICITY\x10\x05\x12\x18\n\x14MEASURE_MEMORISATION\x10\x06\x32\xec\x07\n\x11\x45valuationService\x12v\n\x13\x43reateEvaluationJob\x12..bastide.trainer.v1.CreateEvaluationJobRequest\x1a/.bastide.trainer.v1.CreateEvaluationJobResponse\x12m\n\x10GetEvaluationJob\x12+.bastide.trainer.v1.GetEvaluationJobRequest\x1a,.bastide.trainer.v1.GetEvaluationJobResponse\x12s\n\x12ListEvaluationJobs\x12-.bastide.trainer.v1.ListEvaluationJobsRequest\x1a..bastide.trainer.v1.ListEvaluationJobsResponse\x12v\n\x13\x43\x61ncelEvaluationJob\x12..bastide.trainer.v1.CancelEvaluationJobRequest\x1a/.bastide.trainer.v1.CancelEvaluationJobResponse\x12u\n\x12WatchEvaluationJob\x12-.bastide.trainer.v1.WatchEvaluationJobRequest\x1a..bastide.trainer.v1.WatchEvaluationJobResponse0\x01\x12v\n\x13GetEvaluationReport\x12..bastide.trainer.v1.GetEvaluationReportRequest\x1a/.bastide.trainer.v1.GetEvaluationReportResponse\x12`\n\x0bUploadSuite\x12&.bastide.trainer.v1.UploadSuiteRequest\x1a\'.bastide.trainer.v1.UploadSuiteResponse(\x01\x12U\n\x08GetSuite\x12#.bastide.trainer.v1.GetSuiteRequest\x1a$.bastide.trainer.v1.GetSuiteResponse\x12[\n\nListSuites\x12%.bastide.trainer.v1.ListSuitesRequest\x1a&.bastide.trainer.v1.ListSuitesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,6 +58,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVALUATIONCONFIGURATION'].fields_by_name['resamples']._serialized_options = b'\272H\010*\006\030\240\215\006(d'
   _globals['_EVALUATIONCONFIGURATION'].fields_by_name['confidence']._loaded_options = None
   _globals['_EVALUATIONCONFIGURATION'].fields_by_name['confidence']._serialized_options = b'\272H\024\022\022\031+\207\026\331\316\367\357?)\232\231\231\231\231\231\351?'
+  _globals['_EVALUATIONCONFIGURATION'].fields_by_name['seed']._loaded_options = None
+  _globals['_EVALUATIONCONFIGURATION'].fields_by_name['seed']._serialized_options = b'\272H\0142\n\030\377\377\377\377\377\377\377\377\177'
   _globals['_CREATEEVALUATIONJOBREQUEST'].fields_by_name['configuration']._loaded_options = None
   _globals['_CREATEEVALUATIONJOBREQUEST'].fields_by_name['configuration']._serialized_options = b'\272H\003\310\001\001'
   _globals['_CREATEEVALUATIONJOBREQUEST'].fields_by_name['request_id']._loaded_options = None
@@ -74,46 +76,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELEVALUATIONJOBREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001(\377\001'
   _globals['_WATCHEVALUATIONJOBREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_WATCHEVALUATIONJOBREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001(\377\001'
+  _globals['_WATCHEVALUATIONJOBREQUEST'].fields_by_name['from_event']._loaded_options = None
+  _globals['_WATCHEVALUATIONJOBREQUEST'].fields_by_name['from_event']._serialized_options = b'\272H\0142\n\030\377\377\377\377\377\377\377\377\177'
   _globals['_GETEVALUATIONREPORTREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETEVALUATIONREPORTREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001(\377\001'
-  _globals['_MEASURE']._serialized_start=3089
-  _globals['_MEASURE']._serialized_end=3265
+  _globals['_MEASURE']._serialized_start=3123
+  _globals['_MEASURE']._serialized_end=3299
   _globals['_EVALUATIONJOB']._serialized_start=219
   _globals['_EVALUATIONJOB']._serialized_end=449
   _globals['_EVALUATIONCONFIGURATION']._serialized_start=452
-  _globals['_EVALUATIONCONFIGURATION']._serialized_end=1105
-  _globals['_EVALUATIONREPORT']._serialized_start=1108
-  _globals['_EVALUATIONREPORT']._serialized_end=1459
-  _globals['_MEMORISATION']._serialized_start=1462
-  _globals['_MEMORISATION']._serialized_end=1646
-  _globals['_CANARYEXPOSURE']._serialized_start=1648
-  _globals['_CANARYEXPOSURE']._serialized_end=1736
-  _globals['_LEAKEDVALUES']._serialized_start=1739
-  _globals['_LEAKEDVALUES']._serialized_end=1868
-  _globals['_CREATEEVALUATIONJOBREQUEST']._serialized_start=1871
-  _globals['_CREATEEVALUATIONJOBREQUEST']._serialized_end=2032
-  _globals['_CREATEEVALUATIONJOBRESPONSE']._serialized_start=2034
-  _globals['_CREATEEVALUATIONJOBRESPONSE']._serialized_end=2116
-  _globals['_GETEVALUATIONJOBREQUEST']._serialized_start=2118
-  _globals['_GETEVALUATIONJOBREQUEST']._serialized_end=2175
-  _globals['_GETEVALUATIONJOBRESPONSE']._serialized_start=2177
-  _globals['_GETEVALUATIONJOBRESPONSE']._serialized_end=2256
-  _globals['_LISTEVALUATIONJOBSREQUEST']._serialized_start=2259
-  _globals['_LISTEVALUATIONJOBSREQUEST']._serialized_end=2402
-  _globals['_LISTEVALUATIONJOBSRESPONSE']._serialized_start=2404
-  _globals['_LISTEVALUATIONJOBSRESPONSE']._serialized_end=2527
-  _globals['_CANCELEVALUATIONJOBREQUEST']._serialized_start=2529
-  _globals['_CANCELEVALUATIONJOBREQUEST']._serialized_end=2589
-  _globals['_CANCELEVALUATIONJOBRESPONSE']._serialized_start=2591
-  _globals['_CANCELEVALUATIONJOBRESPONSE']._serialized_end=2673
-  _globals['_WATCHEVALUATIONJOBREQUEST']._serialized_start=2675
-  _globals['_WATCHEVALUATIONJOBREQUEST']._serialized_end=2765
-  _globals['_WATCHEVALUATIONJOBRESPONSE']._serialized_start=2767
-  _globals['_WATCHEVALUATIONJOBRESPONSE']._serialized_end=2845
-  _globals['_GETEVALUATIONREPORTREQUEST']._serialized_start=2847
-  _globals['_GETEVALUATIONREPORTREQUEST']._serialized_end=2907
-  _globals['_GETEVALUATIONREPORTRESPONSE']._serialized_start=2910
-  _globals['_GETEVALUATIONREPORTRESPONSE']._serialized_end=3086
-  _globals['_EVALUATIONSERVICE']._serialized_start=3268
-  _globals['_EVALUATIONSERVICE']._serialized_end=4272
+  _globals['_EVALUATIONCONFIGURATION']._serialized_end=1122
+  _globals['_EVALUATIONREPORT']._serialized_start=1125
+  _globals['_EVALUATIONREPORT']._serialized_end=1476
+  _globals['_MEMORISATION']._serialized_start=1479
+  _globals['_MEMORISATION']._serialized_end=1663
+  _globals['_CANARYEXPOSURE']._serialized_start=1665
+  _globals['_CANARYEXPOSURE']._serialized_end=1753
+  _globals['_LEAKEDVALUES']._serialized_start=1756
+  _globals['_LEAKEDVALUES']._serialized_end=1885
+  _globals['_CREATEEVALUATIONJOBREQUEST']._serialized_start=1888
+  _globals['_CREATEEVALUATIONJOBREQUEST']._serialized_end=2049
+  _globals['_CREATEEVALUATIONJOBRESPONSE']._serialized_start=2051
+  _globals['_CREATEEVALUATIONJOBRESPONSE']._serialized_end=2133
+  _globals['_GETEVALUATIONJOBREQUEST']._serialized_start=2135
+  _globals['_GETEVALUATIONJOBREQUEST']._serialized_end=2192
+  _globals['_GETEVALUATIONJOBRESPONSE']._serialized_start=2194
+  _globals['_GETEVALUATIONJOBRESPONSE']._serialized_end=2273
+  _globals['_LISTEVALUATIONJOBSREQUEST']._serialized_start=2276
+  _globals['_LISTEVALUATIONJOBSREQUEST']._serialized_end=2419
+  _globals['_LISTEVALUATIONJOBSRESPONSE']._serialized_start=2421
+  _globals['_LISTEVALUATIONJOBSRESPONSE']._serialized_end=2544
+  _globals['_CANCELEVALUATIONJOBREQUEST']._serialized_start=2546
+  _globals['_CANCELEVALUATIONJOBREQUEST']._serialized_end=2606
+  _globals['_CANCELEVALUATIONJOBRESPONSE']._serialized_start=2608
+  _globals['_CANCELEVALUATIONJOBRESPONSE']._serialized_end=2690
+  _globals['_WATCHEVALUATIONJOBREQUEST']._serialized_start=2692
+  _globals['_WATCHEVALUATIONJOBREQUEST']._serialized_end=2799
+  _globals['_WATCHEVALUATIONJOBRESPONSE']._serialized_start=2801
+  _globals['_WATCHEVALUATIONJOBRESPONSE']._serialized_end=2879
+  _globals['_GETEVALUATIONREPORTREQUEST']._serialized_start=2881
+  _globals['_GETEVALUATIONREPORTREQUEST']._serialized_end=2941
+  _globals['_GETEVALUATIONREPORTRESPONSE']._serialized_start=2944
+  _globals['_GETEVALUATIONREPORTRESPONSE']._serialized_end=3120
+  _globals['_EVALUATIONSERVICE']._serialized_start=3302
+  _globals['_EVALUATIONSERVICE']._serialized_end=4306
 # @@protoc_insertion_point(module_scope)

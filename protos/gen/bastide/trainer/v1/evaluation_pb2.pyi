@@ -142,7 +142,7 @@ class EvaluationConfiguration(_message.Message):
     confidence: _builtins.float
     """Two-sided confidence level of all intervals, 0.8 to 0.999. Default 0.95."""
     seed: _builtins.int
-    """Seed of everything drawn at random."""
+    """Seed of everything drawn at random. At most 2^63 - 1."""
     @_builtins.property
     def measures(self) -> _containers.RepeatedScalarFieldContainer[Global___Measure.ValueType]:
         """What to measure; empty means everything that its inputs allow."""
@@ -576,7 +576,7 @@ class WatchEvaluationJobRequest(_message.Message):
     name: _builtins.str
     """Resource name."""
     from_event: _builtins.int
-    """First event wanted; 0 and 1 mean from the beginning."""
+    """First event wanted; 0 and 1 mean from the beginning. At most 2^63 - 1."""
     def __init__(
         self,
         *,

@@ -143,7 +143,7 @@ class Hyperparameters(_message.Message):
     checkpoint_interval: _builtins.int
     """Steps between checkpoints, 1 to 1,000,000. Default: at each validation. A restart repeats the steps since the last."""
     seed: _builtins.int
-    """Seed of everything drawn at random. Default 0."""
+    """Seed of everything drawn at random. Default 0. At most 2^63 - 1."""
     @_builtins.property
     def lora(self) -> Global___Lora:
         """Low-rank adapters (Hu et al., 2021) on a frozen base."""

@@ -28,7 +28,7 @@ from bastide.types.v1 import evidence_pb2 as bastide_dot_types_dot_v1_dot_eviden
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62\x61stide/trainer/v1/review.proto\x12\x12\x62\x61stide.trainer.v1\x1a\x1f\x62\x61stide/trainer/v1/metric.proto\x1a\x1e\x62\x61stide/types/v1/content.proto\x1a\x1f\x62\x61stide/types/v1/evidence.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\x03\n\x06Review\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n\nevaluation\x18\x02 \x01(\tR\nevaluation\x12\x35\n\x05state\x18\x03 \x01(\x0e\x32\x1f.bastide.trainer.v1.ReviewStateR\x05state\x12\x14\n\x05pairs\x18\x04 \x01(\rR\x05pairs\x12*\n\x11verdicts_per_pair\x18\x05 \x01(\rR\x0fverdictsPerPair\x12\x1a\n\x08verdicts\x18\x06 \x01(\x04R\x08verdicts\x12\"\n\x0cinstructions\x18\x07 \x01(\tR\x0cinstructions\x12\x18\n\x07\x63reator\x18\x08 \x01(\tR\x07\x63reator\x12\x39\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x37\n\tclosed_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08\x63losedAt\"{\n\x04Pair\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x35\n\x08messages\x18\x02 \x03(\x0b\x32\x19.bastide.types.v1.MessageR\x08messages\x12\x12\n\x04left\x18\x03 \x01(\tR\x04left\x12\x14\n\x05right\x18\x04 \x01(\tR\x05right\"\x8a\x02\n\rReviewResults\x12\x16\n\x06review\x18\x01 \x01(\tR\x06review\x12\x12\n\x04wins\x18\x02 \x01(\x04R\x04wins\x12\x16\n\x06losses\x18\x03 \x01(\x04R\x06losses\x12\x12\n\x04ties\x18\x04 \x01(\x04R\x04ties\x12\x19\n\x08\x62oth_bad\x18\x05 \x01(\x04R\x07\x62othBad\x12\x37\n\x08win_rate\x18\x06 \x01(\x0b\x32\x1c.bastide.trainer.v1.IntervalR\x07winRate\x12!\n\tagreement\x18\x07 \x01(\x01H\x00R\tagreement\x88\x01\x01\x12\x1c\n\treviewers\x18\x08 \x01(\rR\treviewersB\x0c\n\n_agreement\"\xa8\x02\n\x13\x43reateReviewRequest\x12*\n\nevaluation\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\nevaluation\x12\'\n\tmax_pairs\x18\x02 \x01(\rB\n\xbaH\x07*\x05\x18\x88\'(\x01R\x08maxPairs\x12:\n\x11verdicts_per_pair\x18\x03 \x01(\rB\t\xbaH\x06*\x04\x18\t(\x01H\x00R\x0fverdictsPerPair\x88\x01\x01\x12,\n\x0cinstructions\x18\x04 \x01(\tB\x08\xbaH\x05r\x03(\x80 R\x0cinstructions\x12\x12\n\x04seed\x18\x05 \x01(\x04R\x04seed\x12(\n\nrequest_id\x18\x06 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\trequestIdB\x14\n\x12_verdicts_per_pair\"J\n\x14\x43reateReviewResponse\x12\x32\n\x06review\x18\x01 \x01(\x0b\x32\x1a.bastide.trainer.v1.ReviewR\x06review\"2\n\x10GetReviewRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"G\n\x11GetReviewResponse\x12\x32\n\x06review\x18\x01 \x01(\x0b\x32\x1a.bastide.trainer.v1.ReviewR\x06review\"d\n\x12ListReviewsRequest\x12%\n\tpage_size\x18\x01 \x01(\rB\x08\xbaH\x05*\x03\x18\xc8\x01R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80\x04R\tpageToken\"s\n\x13ListReviewsResponse\x12\x34\n\x07reviews\x18\x01 \x03(\x0b\x32\x1a.bastide.trainer.v1.ReviewR\x07reviews\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"8\n\x12GetNextPairRequest\x12\"\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x06parent\"C\n\x13GetNextPairResponse\x12,\n\x04pair\x18\x01 \x01(\x0b\x32\x18.bastide.trainer.v1.PairR\x04pair\"y\n\x14SubmitVerdictRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\x12\x41\n\x07verdict\x18\x02 \x01(\x0e\x32\x1b.bastide.trainer.v1.VerdictB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x07verdict\"K\n\x15SubmitVerdictResponse\x12\x32\n\x06review\x18\x01 \x01(\x0b\x32\x1a.bastide.trainer.v1.ReviewR\x06review\"4\n\x12\x43loseReviewRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"I\n\x13\x43loseReviewResponse\x12\x32\n\x06review\x18\x01 \x01(\x0b\x32\x1a.bastide.trainer.v1.ReviewR\x06review\"9\n\x17GetReviewResultsRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"\x98\x01\n\x18GetReviewResultsResponse\x12;\n\x07results\x18\x01 \x01(\x0b\x32!.bastide.trainer.v1.ReviewResultsR\x07results\x12?\n\tstatement\x18\x02 \x01(\x0b\x32!.bastide.types.v1.SignedStatementR\tstatement*[\n\x0bReviewState\x12\x1c\n\x18REVIEW_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11REVIEW_STATE_OPEN\x10\x01\x12\x17\n\x13REVIEW_STATE_CLOSED\x10\x02*n\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x10\n\x0cVERDICT_LEFT\x10\x01\x12\x11\n\rVERDICT_RIGHT\x10\x02\x12\x0f\n\x0bVERDICT_TIE\x10\x03\x12\x14\n\x10VERDICT_BOTH_BAD\x10\x04\x32\xc1\x05\n\rReviewService\x12\x61\n\x0c\x43reateReview\x12\'.bastide.trainer.v1.CreateReviewRequest\x1a(.bastide.trainer.v1.CreateReviewResponse\x12X\n\tGetReview\x12$.bastide.trainer.v1.GetReviewRequest\x1a%.bastide.trainer.v1.GetReviewResponse\x12^\n\x0bListReviews\x12&.bastide.trainer.v1.ListReviewsRequest\x1a\'.bastide.trainer.v1.ListReviewsResponse\x12^\n\x0bGetNextPair\x12&.bastide.trainer.v1.GetNextPairRequest\x1a\'.bastide.trainer.v1.GetNextPairResponse\x12\x64\n\rSubmitVerdict\x12(.bastide.trainer.v1.SubmitVerdictRequest\x1a).bastide.trainer.v1.SubmitVerdictResponse\x12^\n\x0b\x43loseReview\x12&.bastide.trainer.v1.CloseReviewRequest\x1a\'.bastide.trainer.v1.CloseReviewResponse\x12m\n\x10GetReviewResults\x12+.bastide.trainer.v1.GetReviewResultsRequest\x1a,.bastide.trainer.v1.GetReviewResultsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62\x61stide/trainer/v1/review.proto\x12\x12\x62\x61stide.trainer.v1\x1a\x1f\x62\x61stide/trainer/v1/metric.proto\x1a\x1e\x62\x61stide/types/v1/content.proto\x1a\x1f\x62\x61stide/types/v1/evidence.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\x03\n\x06Review\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n\nevaluation\x18\x02 \x01(\tR\nevaluation\x12\x35\n\x05state\x18\x03 \x01(\x0e\x32\x1f.bastide.trainer.v1.ReviewStateR\x05state\x12\x14\n\x05pairs\x18\x04 \x01(\rR\x05pairs\x12*\n\x11verdicts_per_pair\x18\x05 \x01(\rR\x0fverdictsPerPair\x12\x1a\n\x08verdicts\x18\x06 \x01(\x04R\x08verdicts\x12\"\n\x0cinstructions\x18\x07 \x01(\tR\x0cinstructions\x12\x18\n\x07\x63reator\x18\x08 \x01(\tR\x07\x63reator\x12\x39\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x37\n\tclosed_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08\x63losedAt\"{\n\x04Pair\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x35\n\x08messages\x18\x02 \x03(\x0b\x32\x19.bastide.types.v1.MessageR\x08messages\x12\x12\n\x04left\x18\x03 \x01(\tR\x04left\x12\x14\n\x05right\x18\x04 \x01(\tR\x05right\"\x8a\x02\n\rReviewResults\x12\x16\n\x06review\x18\x01 \x01(\tR\x06review\x12\x12\n\x04wins\x18\x02 \x01(\x04R\x04wins\x12\x16\n\x06losses\x18\x03 \x01(\x04R\x06losses\x12\x12\n\x04ties\x18\x04 \x01(\x04R\x04ties\x12\x19\n\x08\x62oth_bad\x18\x05 \x01(\x04R\x07\x62othBad\x12\x37\n\x08win_rate\x18\x06 \x01(\x0b\x32\x1c.bastide.trainer.v1.IntervalR\x07winRate\x12!\n\tagreement\x18\x07 \x01(\x01H\x00R\tagreement\x88\x01\x01\x12\x1c\n\treviewers\x18\x08 \x01(\rR\treviewersB\x0c\n\n_agreement\"\xb9\x02\n\x13\x43reateReviewRequest\x12*\n\nevaluation\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\nevaluation\x12\'\n\tmax_pairs\x18\x02 \x01(\rB\n\xbaH\x07*\x05\x18\x88\'(\x01R\x08maxPairs\x12:\n\x11verdicts_per_pair\x18\x03 \x01(\rB\t\xbaH\x06*\x04\x18\t(\x01H\x00R\x0fverdictsPerPair\x88\x01\x01\x12,\n\x0cinstructions\x18\x04 \x01(\tB\x08\xbaH\x05r\x03(\x80 R\x0cinstructions\x12#\n\x04seed\x18\x05 \x01(\x04\x42\x0f\xbaH\x0c\x32\n\x18\xff\xff\xff\xff\xff\xff\xff\xff\x7fR\x04seed\x12(\n\nrequest_id\x18\x06 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\trequestIdB\x14\n\x12_verdicts_per_pair\"J\n\x14\x43reateReviewResponse\x12\x32\n\x06review\x18\x01 \x01(\x0b\x32\x1a.bastide.trainer.v1.ReviewR\x06review\"2\n\x10GetReviewRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"G\n\x11GetReviewResponse\x12\x32\n\x06review\x18\x01 \x01(\x0b\x32\x1a.bastide.trainer.v1.ReviewR\x06review\"d\n\x12ListReviewsRequest\x12%\n\tpage_size\x18\x01 \x01(\rB\x08\xbaH\x05*\x03\x18\xc8\x01R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80\x04R\tpageToken\"s\n\x13ListReviewsResponse\x12\x34\n\x07reviews\x18\x01 \x03(\x0b\x32\x1a.bastide.trainer.v1.ReviewR\x07reviews\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"8\n\x12GetNextPairRequest\x12\"\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x06parent\"C\n\x13GetNextPairResponse\x12,\n\x04pair\x18\x01 \x01(\x0b\x32\x18.bastide.trainer.v1.PairR\x04pair\"y\n\x14SubmitVerdictRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\x12\x41\n\x07verdict\x18\x02 \x01(\x0e\x32\x1b.bastide.trainer.v1.VerdictB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x07verdict\"K\n\x15SubmitVerdictResponse\x12\x32\n\x06review\x18\x01 \x01(\x0b\x32\x1a.bastide.trainer.v1.ReviewR\x06review\"4\n\x12\x43loseReviewRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"I\n\x13\x43loseReviewResponse\x12\x32\n\x06review\x18\x01 \x01(\x0b\x32\x1a.bastide.trainer.v1.ReviewR\x06review\"9\n\x17GetReviewResultsRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"\x98\x01\n\x18GetReviewResultsResponse\x12;\n\x07results\x18\x01 \x01(\x0b\x32!.bastide.trainer.v1.ReviewResultsR\x07results\x12?\n\tstatement\x18\x02 \x01(\x0b\x32!.bastide.types.v1.SignedStatementR\tstatement*[\n\x0bReviewState\x12\x1c\n\x18REVIEW_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11REVIEW_STATE_OPEN\x10\x01\x12\x17\n\x13REVIEW_STATE_CLOSED\x10\x02*n\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x10\n\x0cVERDICT_LEFT\x10\x01\x12\x11\n\rVERDICT_RIGHT\x10\x02\x12\x0f\n\x0bVERDICT_TIE\x10\x03\x12\x14\n\x10VERDICT_BOTH_BAD\x10\x04\x32\xc1\x05\n\rReviewService\x12\x61\n\x0c\x43reateReview\x12\'.bastide.trainer.v1.CreateReviewRequest\x1a(.bastide.trainer.v1.CreateReviewResponse\x12X\n\tGetReview\x12$.bastide.trainer.v1.GetReviewRequest\x1a%.bastide.trainer.v1.GetReviewResponse\x12^\n\x0bListReviews\x12&.bastide.trainer.v1.ListReviewsRequest\x1a\'.bastide.trainer.v1.ListReviewsResponse\x12^\n\x0bGetNextPair\x12&.bastide.trainer.v1.GetNextPairRequest\x1a\'.bastide.trainer.v1.GetNextPairResponse\x12\x64\n\rSubmitVerdict\x12(.bastide.trainer.v1.SubmitVerdictRequest\x1a).bastide.trainer.v1.SubmitVerdictResponse\x12^\n\x0b\x43loseReview\x12&.bastide.trainer.v1.CloseReviewRequest\x1a\'.bastide.trainer.v1.CloseReviewResponse\x12m\n\x10GetReviewResults\x12+.bastide.trainer.v1.GetReviewResultsRequest\x1a,.bastide.trainer.v1.GetReviewResultsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,6 +43,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEREVIEWREQUEST'].fields_by_name['verdicts_per_pair']._serialized_options = b'\272H\006*\004\030\t(\001'
   _globals['_CREATEREVIEWREQUEST'].fields_by_name['instructions']._loaded_options = None
   _globals['_CREATEREVIEWREQUEST'].fields_by_name['instructions']._serialized_options = b'\272H\005r\003(\200 '
+  _globals['_CREATEREVIEWREQUEST'].fields_by_name['seed']._loaded_options = None
+  _globals['_CREATEREVIEWREQUEST'].fields_by_name['seed']._serialized_options = b'\272H\0142\n\030\377\377\377\377\377\377\377\377\177'
   _globals['_CREATEREVIEWREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATEREVIEWREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\006r\004\020\001(@'
   _globals['_GETREVIEWREQUEST'].fields_by_name['name']._loaded_options = None
@@ -61,10 +63,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLOSEREVIEWREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001(\377\001'
   _globals['_GETREVIEWRESULTSREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETREVIEWRESULTSREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001(\377\001'
-  _globals['_REVIEWSTATE']._serialized_start=2359
-  _globals['_REVIEWSTATE']._serialized_end=2450
-  _globals['_VERDICT']._serialized_start=2452
-  _globals['_VERDICT']._serialized_end=2562
+  _globals['_REVIEWSTATE']._serialized_start=2376
+  _globals['_REVIEWSTATE']._serialized_end=2467
+  _globals['_VERDICT']._serialized_start=2469
+  _globals['_VERDICT']._serialized_end=2579
   _globals['_REVIEW']._serialized_start=187
   _globals['_REVIEW']._serialized_end=574
   _globals['_PAIR']._serialized_start=576
@@ -72,33 +74,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REVIEWRESULTS']._serialized_start=702
   _globals['_REVIEWRESULTS']._serialized_end=968
   _globals['_CREATEREVIEWREQUEST']._serialized_start=971
-  _globals['_CREATEREVIEWREQUEST']._serialized_end=1267
-  _globals['_CREATEREVIEWRESPONSE']._serialized_start=1269
-  _globals['_CREATEREVIEWRESPONSE']._serialized_end=1343
-  _globals['_GETREVIEWREQUEST']._serialized_start=1345
-  _globals['_GETREVIEWREQUEST']._serialized_end=1395
-  _globals['_GETREVIEWRESPONSE']._serialized_start=1397
-  _globals['_GETREVIEWRESPONSE']._serialized_end=1468
-  _globals['_LISTREVIEWSREQUEST']._serialized_start=1470
-  _globals['_LISTREVIEWSREQUEST']._serialized_end=1570
-  _globals['_LISTREVIEWSRESPONSE']._serialized_start=1572
-  _globals['_LISTREVIEWSRESPONSE']._serialized_end=1687
-  _globals['_GETNEXTPAIRREQUEST']._serialized_start=1689
-  _globals['_GETNEXTPAIRREQUEST']._serialized_end=1745
-  _globals['_GETNEXTPAIRRESPONSE']._serialized_start=1747
-  _globals['_GETNEXTPAIRRESPONSE']._serialized_end=1814
-  _globals['_SUBMITVERDICTREQUEST']._serialized_start=1816
-  _globals['_SUBMITVERDICTREQUEST']._serialized_end=1937
-  _globals['_SUBMITVERDICTRESPONSE']._serialized_start=1939
-  _globals['_SUBMITVERDICTRESPONSE']._serialized_end=2014
-  _globals['_CLOSEREVIEWREQUEST']._serialized_start=2016
-  _globals['_CLOSEREVIEWREQUEST']._serialized_end=2068
-  _globals['_CLOSEREVIEWRESPONSE']._serialized_start=2070
-  _globals['_CLOSEREVIEWRESPONSE']._serialized_end=2143
-  _globals['_GETREVIEWRESULTSREQUEST']._serialized_start=2145
-  _globals['_GETREVIEWRESULTSREQUEST']._serialized_end=2202
-  _globals['_GETREVIEWRESULTSRESPONSE']._serialized_start=2205
-  _globals['_GETREVIEWRESULTSRESPONSE']._serialized_end=2357
-  _globals['_REVIEWSERVICE']._serialized_start=2565
-  _globals['_REVIEWSERVICE']._serialized_end=3270
+  _globals['_CREATEREVIEWREQUEST']._serialized_end=1284
+  _globals['_CREATEREVIEWRESPONSE']._serialized_start=1286
+  _globals['_CREATEREVIEWRESPONSE']._serialized_end=1360
+  _globals['_GETREVIEWREQUEST']._serialized_start=1362
+  _globals['_GETREVIEWREQUEST']._serialized_end=1412
+  _globals['_GETREVIEWRESPONSE']._serialized_start=1414
+  _globals['_GETREVIEWRESPONSE']._serialized_end=1485
+  _globals['_LISTREVIEWSREQUEST']._serialized_start=1487
+  _globals['_LISTREVIEWSREQUEST']._serialized_end=1587
+  _globals['_LISTREVIEWSRESPONSE']._serialized_start=1589
+  _globals['_LISTREVIEWSRESPONSE']._serialized_end=1704
+  _globals['_GETNEXTPAIRREQUEST']._serialized_start=1706
+  _globals['_GETNEXTPAIRREQUEST']._serialized_end=1762
+  _globals['_GETNEXTPAIRRESPONSE']._serialized_start=1764
+  _globals['_GETNEXTPAIRRESPONSE']._serialized_end=1831
+  _globals['_SUBMITVERDICTREQUEST']._serialized_start=1833
+  _globals['_SUBMITVERDICTREQUEST']._serialized_end=1954
+  _globals['_SUBMITVERDICTRESPONSE']._serialized_start=1956
+  _globals['_SUBMITVERDICTRESPONSE']._serialized_end=2031
+  _globals['_CLOSEREVIEWREQUEST']._serialized_start=2033
+  _globals['_CLOSEREVIEWREQUEST']._serialized_end=2085
+  _globals['_CLOSEREVIEWRESPONSE']._serialized_start=2087
+  _globals['_CLOSEREVIEWRESPONSE']._serialized_end=2160
+  _globals['_GETREVIEWRESULTSREQUEST']._serialized_start=2162
+  _globals['_GETREVIEWRESULTSREQUEST']._serialized_end=2219
+  _globals['_GETREVIEWRESULTSRESPONSE']._serialized_start=2222
+  _globals['_GETREVIEWRESULTSRESPONSE']._serialized_end=2374
+  _globals['_REVIEWSERVICE']._serialized_start=2582
+  _globals['_REVIEWSERVICE']._serialized_end=3287
 # @@protoc_insertion_point(module_scope)

@@ -252,7 +252,7 @@ class CreateReviewRequest(_message.Message):
     instructions: _builtins.str
     """What reviewers are to look for; at most 4 KiB."""
     seed: _builtins.int
-    """Seed of everything drawn at random."""
+    """Seed of everything drawn at random. At most 2^63 - 1."""
     request_id: _builtins.str
     """For safe retries: the same id by the same principal returns the first review."""
     def __init__(

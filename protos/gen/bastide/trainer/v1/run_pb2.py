@@ -28,7 +28,7 @@ from bastide.types.v1 import principal_pb2 as bastide_dot_types_dot_v1_dot_princ
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x61stide/trainer/v1/run.proto\x12\x12\x62\x61stide.trainer.v1\x1a\x1f\x62\x61stide/types/v1/evidence.proto\x1a\x1a\x62\x61stide/types/v1/job.proto\x1a bastide/types/v1/principal.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x08\n\x03Run\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n\x03job\x18\x02 \x01(\tR\x03job\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32\x1a.bastide.types.v1.JobStateR\x05state\x12!\n\x0c\x62\x61se_version\x18\x04 \x01(\tR\x0b\x62\x61seVersion\x12\'\n\x0f\x64\x61taset_version\x18\x05 \x01(\tR\x0e\x64\x61tasetVersion\x12\x34\n\x08use_case\x18\x06 \x01(\x0b\x32\x19.bastide.types.v1.UseCaseR\x07useCase\x12H\n\x0e\x63lassification\x18\x07 \x01(\x0e\x32 .bastide.types.v1.ClassificationR\x0e\x63lassification\x12-\n\x12permitted_purposes\x18\x08 \x03(\tR\x11permittedPurposes\x12\x14\n\x05steps\x18\t \x01(\x04R\x05steps\x12\x16\n\x06tokens\x18\n \x01(\x04R\x06tokens\x12%\n\x0etruncated_rows\x18\x0b \x01(\x04R\rtruncatedRows\x12\x1b\n\tbest_step\x18\x0c \x01(\x04R\x08\x62\x65stStep\x12\x35\n\x14\x62\x65st_validation_loss\x18\r \x01(\x01H\x00R\x12\x62\x65stValidationLoss\x88\x01\x01\x12?\n\x0bstop_reason\x18\x0e \x01(\x0e\x32\x1e.bastide.trainer.v1.StopReasonR\nstopReason\x12:\n\x08warnings\x18\x0f \x03(\x0e\x32\x1e.bastide.trainer.v1.RunWarningR\x08warnings\x12\x18\n\x07resumes\x18\x10 \x01(\rR\x07resumes\x12\x37\n\x07\x61\x64\x61pter\x18\x11 \x01(\x0b\x32\x1d.bastide.types.v1.ArtifactRefR\x07\x61\x64\x61pter\x12\x37\n\x07weights\x18\x12 \x03(\x0b\x32\x1d.bastide.types.v1.ArtifactRefR\x07weights\x12\x41\n\x0ftemplate_digest\x18\x13 \x01(\x0b\x32\x18.bastide.types.v1.DigestR\x0etemplateDigest\x12%\n\x0emodel_versions\x18\x14 \x03(\tR\rmodelVersions\x12\x39\n\nstarted_at\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartedAt\x12\x35\n\x08\x65nded_at\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndedAt\x12\x1c\n\tsubmitter\x18\x17 \x01(\tR\tsubmitterB\x17\n\x15_best_validation_loss\"j\n\x0cMetricSeries\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n\x05steps\x18\x02 \x03(\x04R\x05steps\x12\x16\n\x06values\x18\x03 \x03(\x01R\x06values\x12\x18\n\x07thinned\x18\x04 \x01(\x08R\x07thinned\"\xcc\x01\n\nSubmission\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\x12 \n\x0b\x65valuations\x18\x03 \x03(\tR\x0b\x65valuations\x12\x18\n\x07reviews\x18\x04 \x03(\tR\x07reviews\x12\x33\n\x06status\x18\x05 \x01(\x0b\x32\x1b.bastide.types.v1.JobStatusR\x06status\x12#\n\rmodel_version\x18\x06 \x01(\tR\x0cmodelVersion\"\x8e\x01\n\rGetRunRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\x12\'\n\nmax_points\x18\x02 \x01(\rB\x08\xbaH\x05*\x03\x18\x88\'R\tmaxPoints\x12\x1b\n\tfrom_step\x18\x03 \x01(\x04R\x08\x66romStep\x12\x17\n\x07to_step\x18\x04 \x01(\x04R\x06toStep\"\xb4\x01\n\x0eGetRunResponse\x12)\n\x03run\x18\x01 \x01(\x0b\x32\x17.bastide.trainer.v1.RunR\x03run\x12=\n\x08manifest\x18\x02 \x01(\x0b\x32!.bastide.types.v1.SignedStatementR\x08manifest\x12\x38\n\x06series\x18\x03 \x03(\x0b\x32 .bastide.trainer.v1.MetricSeriesR\x06series\"\x94\x01\n\x0fListRunsRequest\x12\x31\n\x0f\x64\x61taset_version\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\xff\x01R\x0e\x64\x61tasetVersion\x12%\n\tpage_size\x18\x02 \x01(\rB\x08\xbaH\x05*\x03\x18\xc8\x01R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80\x04R\tpageToken\"g\n\x10ListRunsResponse\x12+\n\x04runs\x18\x01 \x03(\x0b\x32\x17.bastide.trainer.v1.RunR\x04runs\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"5\n\x13GetRunReportRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"*\n\x14GetRunReportResponse\x12\x12\n\x04html\x18\x01 \x01(\tR\x04html\"\x83\x02\n\x10SubmitRunRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\x12=\n\x08model_id\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d\x32\x1b^[a-z0-9][a-z0-9.-]{0,127}$R\x07modelId\x12\x37\n\x0b\x65valuations\x18\x03 \x03(\tB\x15\xbaH\x12\x92\x01\x0f\x08\x01\x10\x10\x18\x01\"\x07r\x05\x10\x01(\xff\x01R\x0b\x65valuations\x12-\n\x07reviews\x18\x04 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10\x10\x18\x01\"\x07r\x05\x10\x01(\xff\x01R\x07reviews\x12(\n\nrequest_id\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\trequestId\"S\n\x11SubmitRunResponse\x12>\n\nsubmission\x18\x01 \x01(\x0b\x32\x1e.bastide.trainer.v1.SubmissionR\nsubmission\"6\n\x14GetSubmissionRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"W\n\x15GetSubmissionResponse\x12>\n\nsubmission\x18\x01 \x01(\x0b\x32\x1e.bastide.trainer.v1.SubmissionR\nsubmission\"\x8c\x01\n\x16ListSubmissionsRequest\x12\"\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x06parent\x12%\n\tpage_size\x18\x02 \x01(\rB\x08\xbaH\x05*\x03\x18\xc8\x01R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80\x04R\tpageToken\"\x83\x01\n\x17ListSubmissionsResponse\x12@\n\x0bsubmissions\x18\x01 \x03(\x0b\x32\x1e.bastide.trainer.v1.SubmissionR\x0bsubmissions\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"9\n\x17\x43\x61ncelSubmissionRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"Z\n\x18\x43\x61ncelSubmissionResponse\x12>\n\nsubmission\x18\x01 \x01(\x0b\x32\x1e.bastide.trainer.v1.SubmissionR\nsubmission\"W\n\x16WatchSubmissionRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\x12\x1d\n\nfrom_event\x18\x02 \x01(\x04R\tfromEvent\"K\n\x17WatchSubmissionResponse\x12\x30\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1a.bastide.types.v1.JobEventR\x05\x65vent*e\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16STOP_REASON_STEPS_DONE\x10\x01\x12\x1e\n\x1aSTOP_REASON_EARLY_STOPPING\x10\x02*\xa5\x01\n\nRunWarning\x12\x1b\n\x17RUN_WARNING_UNSPECIFIED\x10\x00\x12\x1b\n\x17RUN_WARNING_OVERFITTING\x10\x01\x12\x1e\n\x1aRUN_WARNING_NO_IMPROVEMENT\x10\x02\x12\x1d\n\x19RUN_WARNING_NO_VALIDATION\x10\x03\x12\x1e\n\x1aRUN_WARNING_TRUNCATED_ROWS\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x61stide/trainer/v1/run.proto\x12\x12\x62\x61stide.trainer.v1\x1a\x1f\x62\x61stide/types/v1/evidence.proto\x1a\x1a\x62\x61stide/types/v1/job.proto\x1a bastide/types/v1/principal.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x08\n\x03Run\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n\x03job\x18\x02 \x01(\tR\x03job\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32\x1a.bastide.types.v1.JobStateR\x05state\x12!\n\x0c\x62\x61se_version\x18\x04 \x01(\tR\x0b\x62\x61seVersion\x12\'\n\x0f\x64\x61taset_version\x18\x05 \x01(\tR\x0e\x64\x61tasetVersion\x12\x34\n\x08use_case\x18\x06 \x01(\x0b\x32\x19.bastide.types.v1.UseCaseR\x07useCase\x12H\n\x0e\x63lassification\x18\x07 \x01(\x0e\x32 .bastide.types.v1.ClassificationR\x0e\x63lassification\x12-\n\x12permitted_purposes\x18\x08 \x03(\tR\x11permittedPurposes\x12\x14\n\x05steps\x18\t \x01(\x04R\x05steps\x12\x16\n\x06tokens\x18\n \x01(\x04R\x06tokens\x12%\n\x0etruncated_rows\x18\x0b \x01(\x04R\rtruncatedRows\x12\x1b\n\tbest_step\x18\x0c \x01(\x04R\x08\x62\x65stStep\x12\x35\n\x14\x62\x65st_validation_loss\x18\r \x01(\x01H\x00R\x12\x62\x65stValidationLoss\x88\x01\x01\x12?\n\x0bstop_reason\x18\x0e \x01(\x0e\x32\x1e.bastide.trainer.v1.StopReasonR\nstopReason\x12:\n\x08warnings\x18\x0f \x03(\x0e\x32\x1e.bastide.trainer.v1.RunWarningR\x08warnings\x12\x18\n\x07resumes\x18\x10 \x01(\rR\x07resumes\x12\x37\n\x07\x61\x64\x61pter\x18\x11 \x01(\x0b\x32\x1d.bastide.types.v1.ArtifactRefR\x07\x61\x64\x61pter\x12\x37\n\x07weights\x18\x12 \x03(\x0b\x32\x1d.bastide.types.v1.ArtifactRefR\x07weights\x12\x41\n\x0ftemplate_digest\x18\x13 \x01(\x0b\x32\x18.bastide.types.v1.DigestR\x0etemplateDigest\x12%\n\x0emodel_versions\x18\x14 \x03(\tR\rmodelVersions\x12\x39\n\nstarted_at\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartedAt\x12\x35\n\x08\x65nded_at\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndedAt\x12\x1c\n\tsubmitter\x18\x17 \x01(\tR\tsubmitterB\x17\n\x15_best_validation_loss\"j\n\x0cMetricSeries\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n\x05steps\x18\x02 \x03(\x04R\x05steps\x12\x16\n\x06values\x18\x03 \x03(\x01R\x06values\x12\x18\n\x07thinned\x18\x04 \x01(\x08R\x07thinned\"\xcc\x01\n\nSubmission\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\x12 \n\x0b\x65valuations\x18\x03 \x03(\tR\x0b\x65valuations\x12\x18\n\x07reviews\x18\x04 \x03(\tR\x07reviews\x12\x33\n\x06status\x18\x05 \x01(\x0b\x32\x1b.bastide.types.v1.JobStatusR\x06status\x12#\n\rmodel_version\x18\x06 \x01(\tR\x0cmodelVersion\"\xb0\x01\n\rGetRunRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\x12\'\n\nmax_points\x18\x02 \x01(\rB\x08\xbaH\x05*\x03\x18\x88\'R\tmaxPoints\x12,\n\tfrom_step\x18\x03 \x01(\x04\x42\x0f\xbaH\x0c\x32\n\x18\xff\xff\xff\xff\xff\xff\xff\xff\x7fR\x08\x66romStep\x12(\n\x07to_step\x18\x04 \x01(\x04\x42\x0f\xbaH\x0c\x32\n\x18\xff\xff\xff\xff\xff\xff\xff\xff\x7fR\x06toStep\"\xb4\x01\n\x0eGetRunResponse\x12)\n\x03run\x18\x01 \x01(\x0b\x32\x17.bastide.trainer.v1.RunR\x03run\x12=\n\x08manifest\x18\x02 \x01(\x0b\x32!.bastide.types.v1.SignedStatementR\x08manifest\x12\x38\n\x06series\x18\x03 \x03(\x0b\x32 .bastide.trainer.v1.MetricSeriesR\x06series\"\x94\x01\n\x0fListRunsRequest\x12\x31\n\x0f\x64\x61taset_version\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\xff\x01R\x0e\x64\x61tasetVersion\x12%\n\tpage_size\x18\x02 \x01(\rB\x08\xbaH\x05*\x03\x18\xc8\x01R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80\x04R\tpageToken\"g\n\x10ListRunsResponse\x12+\n\x04runs\x18\x01 \x03(\x0b\x32\x17.bastide.trainer.v1.RunR\x04runs\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"5\n\x13GetRunReportRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"*\n\x14GetRunReportResponse\x12\x12\n\x04html\x18\x01 \x01(\tR\x04html\"\x83\x02\n\x10SubmitRunRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\x12=\n\x08model_id\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d\x32\x1b^[a-z0-9][a-z0-9.-]{0,127}$R\x07modelId\x12\x37\n\x0b\x65valuations\x18\x03 \x03(\tB\x15\xbaH\x12\x92\x01\x0f\x08\x01\x10\x10\x18\x01\"\x07r\x05\x10\x01(\xff\x01R\x0b\x65valuations\x12-\n\x07reviews\x18\x04 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10\x10\x18\x01\"\x07r\x05\x10\x01(\xff\x01R\x07reviews\x12(\n\nrequest_id\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\trequestId\"S\n\x11SubmitRunResponse\x12>\n\nsubmission\x18\x01 \x01(\x0b\x32\x1e.bastide.trainer.v1.SubmissionR\nsubmission\"6\n\x14GetSubmissionRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"W\n\x15GetSubmissionResponse\x12>\n\nsubmission\x18\x01 \x01(\x0b\x32\x1e.bastide.trainer.v1.SubmissionR\nsubmission\"\x8c\x01\n\x16ListSubmissionsRequest\x12\"\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x06parent\x12%\n\tpage_size\x18\x02 \x01(\rB\x08\xbaH\x05*\x03\x18\xc8\x01R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80\x04R\tpageToken\"\x83\x01\n\x17ListSubmissionsResponse\x12@\n\x0bsubmissions\x18\x01 \x03(\x0b\x32\x1e.bastide.trainer.v1.SubmissionR\x0bsubmissions\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"9\n\x17\x43\x61ncelSubmissionRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\"Z\n\x18\x43\x61ncelSubmissionResponse\x12>\n\nsubmission\x18\x01 \x01(\x0b\x32\x1e.bastide.trainer.v1.SubmissionR\nsubmission\"h\n\x16WatchSubmissionRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x04name\x12.\n\nfrom_event\x18\x02 \x01(\x04\x42\x0f\xbaH\x0c\x32\n\x18\xff\xff\xff\xff\xff\xff\xff\xff\x7fR\tfromEvent\"K\n\x17WatchSubmissionResponse\x12\x30\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1a.bastide.types.v1.JobEventR\x05\x65vent*e\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16STOP_REASON_STEPS_DONE\x10\x01\x12\x1e\n\x1aSTOP_REASON_EARLY_STOPPING\x10\x02*\xa5\x01\n\nRunWarning\x12\x1b\n\x17RUN_WARNING_UNSPECIFIED\x10\x00\x12\x1b\n\x17RUN_WARNING_OVERFITTING\x10\x01\x12\x1e\n\x1aRUN_WARNING_NO_IMPROVEMENT\x10\x02\x12\x1d\n\x19RUN_WARNING_NO_VALIDATION\x10\x03\x12\x1e\n\x1aRUN_WARNING_TRUNCATED_ROWS\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETRUNREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001(\377\001'
   _globals['_GETRUNREQUEST'].fields_by_name['max_points']._loaded_options = None
   _globals['_GETRUNREQUEST'].fields_by_name['max_points']._serialized_options = b'\272H\005*\003\030\210\''
+  _globals['_GETRUNREQUEST'].fields_by_name['from_step']._loaded_options = None
+  _globals['_GETRUNREQUEST'].fields_by_name['from_step']._serialized_options = b'\272H\0142\n\030\377\377\377\377\377\377\377\377\177'
+  _globals['_GETRUNREQUEST'].fields_by_name['to_step']._loaded_options = None
+  _globals['_GETRUNREQUEST'].fields_by_name['to_step']._serialized_options = b'\272H\0142\n\030\377\377\377\377\377\377\377\377\177'
   _globals['_LISTRUNSREQUEST'].fields_by_name['dataset_version']._loaded_options = None
   _globals['_LISTRUNSREQUEST'].fields_by_name['dataset_version']._serialized_options = b'\272H\005r\003(\377\001'
   _globals['_LISTRUNSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -69,10 +73,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELSUBMISSIONREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001(\377\001'
   _globals['_WATCHSUBMISSIONREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_WATCHSUBMISSIONREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001(\377\001'
-  _globals['_STOPREASON']._serialized_start=3320
-  _globals['_STOPREASON']._serialized_end=3421
-  _globals['_RUNWARNING']._serialized_start=3424
-  _globals['_RUNWARNING']._serialized_end=3589
+  _globals['_WATCHSUBMISSIONREQUEST'].fields_by_name['from_event']._loaded_options = None
+  _globals['_WATCHSUBMISSIONREQUEST'].fields_by_name['from_event']._serialized_options = b'\272H\0142\n\030\377\377\377\377\377\377\377\377\177'
+  _globals['_STOPREASON']._serialized_start=3371
+  _globals['_STOPREASON']._serialized_end=3472
+  _globals['_RUNWARNING']._serialized_start=3475
+  _globals['_RUNWARNING']._serialized_end=3640
   _globals['_RUN']._serialized_start=181
   _globals['_RUN']._serialized_end=1234
   _globals['_METRICSERIES']._serialized_start=1236
@@ -80,35 +86,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBMISSION']._serialized_start=1345
   _globals['_SUBMISSION']._serialized_end=1549
   _globals['_GETRUNREQUEST']._serialized_start=1552
-  _globals['_GETRUNREQUEST']._serialized_end=1694
-  _globals['_GETRUNRESPONSE']._serialized_start=1697
-  _globals['_GETRUNRESPONSE']._serialized_end=1877
-  _globals['_LISTRUNSREQUEST']._serialized_start=1880
-  _globals['_LISTRUNSREQUEST']._serialized_end=2028
-  _globals['_LISTRUNSRESPONSE']._serialized_start=2030
-  _globals['_LISTRUNSRESPONSE']._serialized_end=2133
-  _globals['_GETRUNREPORTREQUEST']._serialized_start=2135
-  _globals['_GETRUNREPORTREQUEST']._serialized_end=2188
-  _globals['_GETRUNREPORTRESPONSE']._serialized_start=2190
-  _globals['_GETRUNREPORTRESPONSE']._serialized_end=2232
-  _globals['_SUBMITRUNREQUEST']._serialized_start=2235
-  _globals['_SUBMITRUNREQUEST']._serialized_end=2494
-  _globals['_SUBMITRUNRESPONSE']._serialized_start=2496
-  _globals['_SUBMITRUNRESPONSE']._serialized_end=2579
-  _globals['_GETSUBMISSIONREQUEST']._serialized_start=2581
-  _globals['_GETSUBMISSIONREQUEST']._serialized_end=2635
-  _globals['_GETSUBMISSIONRESPONSE']._serialized_start=2637
-  _globals['_GETSUBMISSIONRESPONSE']._serialized_end=2724
-  _globals['_LISTSUBMISSIONSREQUEST']._serialized_start=2727
-  _globals['_LISTSUBMISSIONSREQUEST']._serialized_end=2867
-  _globals['_LISTSUBMISSIONSRESPONSE']._serialized_start=2870
-  _globals['_LISTSUBMISSIONSRESPONSE']._serialized_end=3001
-  _globals['_CANCELSUBMISSIONREQUEST']._serialized_start=3003
-  _globals['_CANCELSUBMISSIONREQUEST']._serialized_end=3060
-  _globals['_CANCELSUBMISSIONRESPONSE']._serialized_start=3062
-  _globals['_CANCELSUBMISSIONRESPONSE']._serialized_end=3152
-  _globals['_WATCHSUBMISSIONREQUEST']._serialized_start=3154
-  _globals['_WATCHSUBMISSIONREQUEST']._serialized_end=3241
-  _globals['_WATCHSUBMISSIONRESPONSE']._serialized_start=3243
-  _globals['_WATCHSUBMISSIONRESPONSE']._serialized_end=3318
+  _globals['_GETRUNREQUEST']._serialized_end=1728
+  _globals['_GETRUNRESPONSE']._serialized_start=1731
+  _globals['_GETRUNRESPONSE']._serialized_end=1911
+  _globals['_LISTRUNSREQUEST']._serialized_start=1914
+  _globals['_LISTRUNSREQUEST']._serialized_end=2062
+  _globals['_LISTRUNSRESPONSE']._serialized_start=2064
+  _globals['_LISTRUNSRESPONSE']._serialized_end=2167
+  _globals['_GETRUNREPORTREQUEST']._serialized_start=2169
+  _globals['_GETRUNREPORTREQUEST']._serialized_end=2222
+  _globals['_GETRUNREPORTRESPONSE']._serialized_start=2224
+  _globals['_GETRUNREPORTRESPONSE']._serialized_end=2266
+  _globals['_SUBMITRUNREQUEST']._serialized_start=2269
+  _globals['_SUBMITRUNREQUEST']._serialized_end=2528
+  _globals['_SUBMITRUNRESPONSE']._serialized_start=2530
+  _globals['_SUBMITRUNRESPONSE']._serialized_end=2613
+  _globals['_GETSUBMISSIONREQUEST']._serialized_start=2615
+  _globals['_GETSUBMISSIONREQUEST']._serialized_end=2669
+  _globals['_GETSUBMISSIONRESPONSE']._serialized_start=2671
+  _globals['_GETSUBMISSIONRESPONSE']._serialized_end=2758
+  _globals['_LISTSUBMISSIONSREQUEST']._serialized_start=2761
+  _globals['_LISTSUBMISSIONSREQUEST']._serialized_end=2901
+  _globals['_LISTSUBMISSIONSRESPONSE']._serialized_start=2904
+  _globals['_LISTSUBMISSIONSRESPONSE']._serialized_end=3035
+  _globals['_CANCELSUBMISSIONREQUEST']._serialized_start=3037
+  _globals['_CANCELSUBMISSIONREQUEST']._serialized_end=3094
+  _globals['_CANCELSUBMISSIONRESPONSE']._serialized_start=3096
+  _globals['_CANCELSUBMISSIONRESPONSE']._serialized_end=3186
+  _globals['_WATCHSUBMISSIONREQUEST']._serialized_start=3188
+  _globals['_WATCHSUBMISSIONREQUEST']._serialized_end=3292
+  _globals['_WATCHSUBMISSIONRESPONSE']._serialized_start=3294
+  _globals['_WATCHSUBMISSIONRESPONSE']._serialized_end=3369
 # @@protoc_insertion_point(module_scope)

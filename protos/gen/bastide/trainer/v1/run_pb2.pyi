@@ -312,9 +312,9 @@ class GetRunRequest(_message.Message):
     max_points: _builtins.int
     """Most points of each series, 2 to 5,000; 0 means 500."""
     from_step: _builtins.int
-    """First step of the series; 0 means from the beginning."""
+    """First step of the series; 0 means from the beginning. At most 2^63 - 1."""
     to_step: _builtins.int
-    """Last step of the series; 0 means to the end."""
+    """Last step of the series; 0 means to the end. At most 2^63 - 1."""
     def __init__(
         self,
         *,
@@ -698,7 +698,7 @@ class WatchSubmissionRequest(_message.Message):
     name: _builtins.str
     """Resource name."""
     from_event: _builtins.int
-    """First event wanted; 0 and 1 mean from the beginning."""
+    """First event wanted; 0 and 1 mean from the beginning. At most 2^63 - 1."""
     def __init__(
         self,
         *,

@@ -164,7 +164,7 @@ class SamplingParameters(_message.Message):
     top_k: _builtins.int
     """Draw from the k most likely tokens, 1 to 1000. Unset means the model's default."""
     seed: _builtins.int
-    """Seed for reproducible sampling. Unset means none."""
+    """Seed for reproducible sampling. Unset means none. At most 2^63 - 1."""
     presence_penalty: _builtins.float
     """-2.0 to 2.0. Unset means none."""
     frequency_penalty: _builtins.float

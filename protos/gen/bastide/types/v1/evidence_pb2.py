@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62\x61stide/types/v1/evidence.proto\x12\x10\x62\x61stide.types.v1\"N\n\x06\x44igest\x12%\n\talgorithm\x18\x01 \x01(\tB\x07\xbaH\x04r\x02(\x10R\talgorithm\x12\x1d\n\x05value\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@R\x05value\"\xa5\x01\n\x0b\x41rtifactRef\x12\x1c\n\x03uri\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x08R\x03uri\x12\x38\n\x06\x64igest\x18\x02 \x01(\x0b\x32\x18.bastide.types.v1.DigestB\x06\xbaH\x03\xc8\x01\x01R\x06\x64igest\x12\x1d\n\nsize_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12\x1f\n\x06key_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03(\x80\x01R\x05keyId\"i\n\nCommitment\x12\x1d\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\x04name\x12\x1b\n\x04salt\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18 R\x04salt\x12\x1f\n\x06\x64igest\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02h R\x06\x64igest\"\xad\x01\n\x07Receipt\x12\x12\n\x04leaf\x18\x01 \x01(\x0cR\x04leaf\x12\x14\n\x05proof\x18\x02 \x01(\tR\x05proof\x12>\n\x0b\x63ommitments\x18\x03 \x03(\x0b\x32\x1c.bastide.types.v1.CommitmentR\x0b\x63ommitments\x12\x1f\n\x0b\x64\x65\x63ision_id\x18\x04 \x01(\tR\ndecisionId\x12\x17\n\x07\x63\x61ll_id\x18\x05 \x01(\tR\x06\x63\x61llId\"b\n\x0fSignedStatement\x12\'\n\x08\x65nvelope\x18\x01 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@R\x08\x65nvelope\x12&\n\tlog_proof\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01R\x08logProofb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62\x61stide/types/v1/evidence.proto\x12\x10\x62\x61stide.types.v1\"N\n\x06\x44igest\x12%\n\talgorithm\x18\x01 \x01(\tB\x07\xbaH\x04r\x02(\x10R\talgorithm\x12\x1d\n\x05value\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@R\x05value\"\xb6\x01\n\x0b\x41rtifactRef\x12\x1c\n\x03uri\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x08R\x03uri\x12\x38\n\x06\x64igest\x18\x02 \x01(\x0b\x32\x18.bastide.types.v1.DigestB\x06\xbaH\x03\xc8\x01\x01R\x06\x64igest\x12.\n\nsize_bytes\x18\x03 \x01(\x04\x42\x0f\xbaH\x0c\x32\n\x18\xff\xff\xff\xff\xff\xff\xff\xff\x7fR\tsizeBytes\x12\x1f\n\x06key_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03(\x80\x01R\x05keyId\"i\n\nCommitment\x12\x1d\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\x04name\x12\x1b\n\x04salt\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18 R\x04salt\x12\x1f\n\x06\x64igest\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02h R\x06\x64igest\"\xad\x01\n\x07Receipt\x12\x12\n\x04leaf\x18\x01 \x01(\x0cR\x04leaf\x12\x14\n\x05proof\x18\x02 \x01(\tR\x05proof\x12>\n\x0b\x63ommitments\x18\x03 \x03(\x0b\x32\x1c.bastide.types.v1.CommitmentR\x0b\x63ommitments\x12\x1f\n\x0b\x64\x65\x63ision_id\x18\x04 \x01(\tR\ndecisionId\x12\x17\n\x07\x63\x61ll_id\x18\x05 \x01(\tR\x06\x63\x61llId\"b\n\x0fSignedStatement\x12\'\n\x08\x65nvelope\x18\x01 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@R\x08\x65nvelope\x12&\n\tlog_proof\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01R\x08logProofb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ARTIFACTREF'].fields_by_name['uri']._serialized_options = b'\272H\007r\005\020\001(\200\010'
   _globals['_ARTIFACTREF'].fields_by_name['digest']._loaded_options = None
   _globals['_ARTIFACTREF'].fields_by_name['digest']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_ARTIFACTREF'].fields_by_name['size_bytes']._loaded_options = None
+  _globals['_ARTIFACTREF'].fields_by_name['size_bytes']._serialized_options = b'\272H\0142\n\030\377\377\377\377\377\377\377\377\177'
   _globals['_ARTIFACTREF'].fields_by_name['key_id']._loaded_options = None
   _globals['_ARTIFACTREF'].fields_by_name['key_id']._serialized_options = b'\272H\005r\003(\200\001'
   _globals['_COMMITMENT'].fields_by_name['name']._loaded_options = None
@@ -54,11 +56,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DIGEST']._serialized_start=53
   _globals['_DIGEST']._serialized_end=131
   _globals['_ARTIFACTREF']._serialized_start=134
-  _globals['_ARTIFACTREF']._serialized_end=299
-  _globals['_COMMITMENT']._serialized_start=301
-  _globals['_COMMITMENT']._serialized_end=406
-  _globals['_RECEIPT']._serialized_start=409
-  _globals['_RECEIPT']._serialized_end=582
-  _globals['_SIGNEDSTATEMENT']._serialized_start=584
-  _globals['_SIGNEDSTATEMENT']._serialized_end=682
+  _globals['_ARTIFACTREF']._serialized_end=316
+  _globals['_COMMITMENT']._serialized_start=318
+  _globals['_COMMITMENT']._serialized_end=423
+  _globals['_RECEIPT']._serialized_start=426
+  _globals['_RECEIPT']._serialized_end=599
+  _globals['_SIGNEDSTATEMENT']._serialized_start=601
+  _globals['_SIGNEDSTATEMENT']._serialized_end=699
 # @@protoc_insertion_point(module_scope)

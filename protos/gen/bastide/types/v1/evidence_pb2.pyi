@@ -57,7 +57,7 @@ class ArtifactRef(_message.Message):
     uri: _builtins.str
     """Where: `<owner service>:<object name>`, resolved by the owner's store settings. At most 1 KiB."""
     size_bytes: _builtins.int
-    """Size of the plaintext in bytes."""
+    """Size of the plaintext in bytes. At most 2^63 - 1."""
     key_id: _builtins.str
     """The owner's master key under which the artefact's own data key is wrapped."""
     @_builtins.property

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n bastide/types/v1/principal.proto\x12\x10\x62\x61stide.types.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcd\x02\n\tPrincipal\x12$\n\x07subject\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x07subject\x12\x33\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.bastide.types.v1.PrincipalKindR\x04kind\x12\"\n\x06tenant\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x01R\x06tenant\x12&\n\x05roles\x18\x04 \x03(\tB\x10\xbaH\r\x92\x01\n\x10 \"\x06r\x04\x10\x01(@R\x05roles\x12\x1a\n\x03\x61mr\x18\x05 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x10R\x03\x61mr\x12\x45\n\x10\x61uthenticated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0f\x61uthenticatedAt\x12\x36\n\x08workload\x18\x07 \x01(\x0b\x32\x1a.bastide.types.v1.WorkloadR\x08workload\"k\n\x08Workload\x12\'\n\tspiffe_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x08spiffeId\x12\x36\n\x12\x63\x65rtificate_sha256\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02h R\x11\x63\x65rtificateSha256\"\x8b\x02\n\x07UseCase\x12:\n\x07purpose\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$R\x07purpose\x12\x1e\n\x05owner\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\xff\x01R\x05owner\x12&\n\tobjective\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80\x10R\tobjective\x12\x38\n\x0fprohibited_uses\x18\x04 \x03(\tB\x0f\xbaH\x0c\x92\x01\t\x10 \"\x05r\x03(\x80\x04R\x0eprohibitedUses\x12\x42\n\x14required_evaluations\x18\x05 \x03(\tB\x0f\xbaH\x0c\x92\x01\t\x10 \"\x05r\x03(\x80\x01R\x13requiredEvaluations*g\n\rPrincipalKind\x12\x1e\n\x1aPRINCIPAL_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15PRINCIPAL_KIND_PERSON\x10\x01\x12\x1b\n\x17PRINCIPAL_KIND_WORKLOAD\x10\x02*\xc5\x01\n\x0e\x43lassification\x12\x1e\n\x1a\x43LASSIFICATION_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43LASSIFICATION_PUBLIC\x10\x01\x12\x1b\n\x17\x43LASSIFICATION_INTERNAL\x10\x02\x12\x1f\n\x1b\x43LASSIFICATION_CONFIDENTIAL\x10\x03\x12\x1b\n\x17\x43LASSIFICATION_PERSONAL\x10\x04\x12\x1d\n\x19\x43LASSIFICATION_RESTRICTED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n bastide/types/v1/principal.proto\x12\x10\x62\x61stide.types.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf7\x02\n\tPrincipal\x12$\n\x07subject\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x07subject\x12=\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.bastide.types.v1.PrincipalKindB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x04kind\x12\"\n\x06tenant\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x01R\x06tenant\x12&\n\x05roles\x18\x04 \x03(\tB\x10\xbaH\r\x92\x01\n\x10 \"\x06r\x04\x10\x01(@R\x05roles\x12!\n\x03\x61mr\x18\x05 \x03(\tB\x0f\xbaH\x0c\x92\x01\t\x10\x10\"\x05r\x03\x18\xff\x01R\x03\x61mr\x12^\n\x10\x61uthenticated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x17\xbaH\x14\xb2\x01\x11\"\r\x08\xff\x82\xd1\xff\xaf\x07\x10\xff\x93\xeb\xdc\x03\x32\x00R\x0f\x61uthenticatedAt\x12\x36\n\x08workload\x18\x07 \x01(\x0b\x32\x1a.bastide.types.v1.WorkloadR\x08workload\"k\n\x08Workload\x12\'\n\tspiffe_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\xff\x01R\x08spiffeId\x12\x36\n\x12\x63\x65rtificate_sha256\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02h R\x11\x63\x65rtificateSha256\"\x8b\x02\n\x07UseCase\x12:\n\x07purpose\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$R\x07purpose\x12\x1e\n\x05owner\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\xff\x01R\x05owner\x12&\n\tobjective\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80\x10R\tobjective\x12\x38\n\x0fprohibited_uses\x18\x04 \x03(\tB\x0f\xbaH\x0c\x92\x01\t\x10 \"\x05r\x03(\x80\x04R\x0eprohibitedUses\x12\x42\n\x14required_evaluations\x18\x05 \x03(\tB\x0f\xbaH\x0c\x92\x01\t\x10 \"\x05r\x03(\x80\x01R\x13requiredEvaluations*g\n\rPrincipalKind\x12\x1e\n\x1aPRINCIPAL_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15PRINCIPAL_KIND_PERSON\x10\x01\x12\x1b\n\x17PRINCIPAL_KIND_WORKLOAD\x10\x02*\xc5\x01\n\x0e\x43lassification\x12\x1e\n\x1a\x43LASSIFICATION_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43LASSIFICATION_PUBLIC\x10\x01\x12\x1b\n\x17\x43LASSIFICATION_INTERNAL\x10\x02\x12\x1f\n\x1b\x43LASSIFICATION_CONFIDENTIAL\x10\x03\x12\x1b\n\x17\x43LASSIFICATION_PERSONAL\x10\x04\x12\x1d\n\x19\x43LASSIFICATION_RESTRICTED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,12 +34,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PRINCIPAL'].fields_by_name['subject']._loaded_options = None
   _globals['_PRINCIPAL'].fields_by_name['subject']._serialized_options = b'\272H\007r\005\020\001(\377\001'
+  _globals['_PRINCIPAL'].fields_by_name['kind']._loaded_options = None
+  _globals['_PRINCIPAL'].fields_by_name['kind']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_PRINCIPAL'].fields_by_name['tenant']._loaded_options = None
   _globals['_PRINCIPAL'].fields_by_name['tenant']._serialized_options = b'\272H\007r\005\020\001(\200\001'
   _globals['_PRINCIPAL'].fields_by_name['roles']._loaded_options = None
   _globals['_PRINCIPAL'].fields_by_name['roles']._serialized_options = b'\272H\r\222\001\n\020 \"\006r\004\020\001(@'
   _globals['_PRINCIPAL'].fields_by_name['amr']._loaded_options = None
-  _globals['_PRINCIPAL'].fields_by_name['amr']._serialized_options = b'\272H\005\222\001\002\020\020'
+  _globals['_PRINCIPAL'].fields_by_name['amr']._serialized_options = b'\272H\014\222\001\t\020\020\"\005r\003\030\377\001'
+  _globals['_PRINCIPAL'].fields_by_name['authenticated_at']._loaded_options = None
+  _globals['_PRINCIPAL'].fields_by_name['authenticated_at']._serialized_options = b'\272H\024\262\001\021\"\r\010\377\202\321\377\257\007\020\377\223\353\334\0032\000'
   _globals['_WORKLOAD'].fields_by_name['spiffe_id']._loaded_options = None
   _globals['_WORKLOAD'].fields_by_name['spiffe_id']._serialized_options = b'\272H\007r\005\020\001(\377\001'
   _globals['_WORKLOAD'].fields_by_name['certificate_sha256']._loaded_options = None
@@ -54,14 +58,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USECASE'].fields_by_name['prohibited_uses']._serialized_options = b'\272H\014\222\001\t\020 \"\005r\003(\200\004'
   _globals['_USECASE'].fields_by_name['required_evaluations']._loaded_options = None
   _globals['_USECASE'].fields_by_name['required_evaluations']._serialized_options = b'\272H\014\222\001\t\020 \"\005r\003(\200\001'
-  _globals['_PRINCIPALKIND']._serialized_start=802
-  _globals['_PRINCIPALKIND']._serialized_end=905
-  _globals['_CLASSIFICATION']._serialized_start=908
-  _globals['_CLASSIFICATION']._serialized_end=1105
+  _globals['_PRINCIPALKIND']._serialized_start=844
+  _globals['_PRINCIPALKIND']._serialized_end=947
+  _globals['_CLASSIFICATION']._serialized_start=950
+  _globals['_CLASSIFICATION']._serialized_end=1147
   _globals['_PRINCIPAL']._serialized_start=88
-  _globals['_PRINCIPAL']._serialized_end=421
-  _globals['_WORKLOAD']._serialized_start=423
-  _globals['_WORKLOAD']._serialized_end=530
-  _globals['_USECASE']._serialized_start=533
-  _globals['_USECASE']._serialized_end=800
+  _globals['_PRINCIPAL']._serialized_end=463
+  _globals['_WORKLOAD']._serialized_start=465
+  _globals['_WORKLOAD']._serialized_end=572
+  _globals['_USECASE']._serialized_start=575
+  _globals['_USECASE']._serialized_end=842
 # @@protoc_insertion_point(module_scope)

@@ -111,7 +111,7 @@ class Principal(_message.Message):
 
     @_builtins.property
     def authenticated_at(self) -> _timestamp_pb2.Timestamp:
-        """When the person last proved these methods (`auth_time`); unset for workloads."""
+        """When the person last proved these methods (`auth_time`); unset for workloads. Years 1970 to 9999."""
 
     @_builtins.property
     def workload(self) -> Global___Workload:
