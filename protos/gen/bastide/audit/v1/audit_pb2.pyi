@@ -71,7 +71,7 @@ class Entry(_message.Message):
     index: _builtins.int
     """Position in the log, 0 for the first."""
     leaf: _builtins.bytes
-    """The leaf's exact bytes, canonical JSON (RFC 8785), at most 16 KiB."""
+    """The leaf's exact bytes, canonical JSON (RFC 8785), at most 16 KiB. Its members are listed at Record."""
     writer: _builtins.str
     """SPIFFE id of the writer."""
     kind: _record_pb2.RecordKind.ValueType
@@ -178,7 +178,7 @@ class Appended(_message.Message):
     index: _builtins.int
     """The entry's index."""
     leaf: _builtins.bytes
-    """The leaf as logged."""
+    """The leaf as logged; its members are listed at Record."""
     proof: _builtins.str
     """C2SP tlog-proof text to a checkpoint signed before this acknowledgement."""
     def __init__(

@@ -295,6 +295,7 @@ class AuditService(object):
 class LogServiceStub(object):
     """Reads of the log's proofs: hashes and signatures only, never leaves.
     Auth: public, any client certificate; throttled, metered, not recorded (a witness would feed the log it watches).
+    The key that verifies checkpoints (vkey) comes from the operator and from no RPC; see bastide.types.v1.Receipt.
     """
 
     def __init__(self, channel):
@@ -328,6 +329,7 @@ class LogServiceStub(object):
 class LogServiceServicer(object):
     """Reads of the log's proofs: hashes and signatures only, never leaves.
     Auth: public, any client certificate; throttled, metered, not recorded (a witness would feed the log it watches).
+    The key that verifies checkpoints (vkey) comes from the operator and from no RPC; see bastide.types.v1.Receipt.
     """
 
     def GetCheckpoint(self, request, context):
@@ -392,6 +394,7 @@ def add_LogServiceServicer_to_server(servicer, server):
 class LogService(object):
     """Reads of the log's proofs: hashes and signatures only, never leaves.
     Auth: public, any client certificate; throttled, metered, not recorded (a witness would feed the log it watches).
+    The key that verifies checkpoints (vkey) comes from the operator and from no RPC; see bastide.types.v1.Receipt.
     """
 
     @staticmethod

@@ -150,6 +150,7 @@ def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _
 class LogServiceStub:
     """Reads of the log's proofs: hashes and signatures only, never leaves.
     Auth: public, any client certificate; throttled, metered, not recorded (a witness would feed the log it watches).
+    The key that verifies checkpoints (vkey) comes from the operator and from no RPC; see bastide.types.v1.Receipt.
     """
 
     @_typing.overload
@@ -169,6 +170,7 @@ class LogServiceStub:
 class LogServiceAsyncStub(LogServiceStub):
     """Reads of the log's proofs: hashes and signatures only, never leaves.
     Auth: public, any client certificate; throttled, metered, not recorded (a witness would feed the log it watches).
+    The key that verifies checkpoints (vkey) comes from the operator and from no RPC; see bastide.types.v1.Receipt.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -184,6 +186,7 @@ class LogServiceAsyncStub(LogServiceStub):
 class LogServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reads of the log's proofs: hashes and signatures only, never leaves.
     Auth: public, any client certificate; throttled, metered, not recorded (a witness would feed the log it watches).
+    The key that verifies checkpoints (vkey) comes from the operator and from no RPC; see bastide.types.v1.Receipt.
     """
 
     @_abc_1.abstractmethod

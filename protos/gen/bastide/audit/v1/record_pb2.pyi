@@ -121,6 +121,22 @@ Global___ModelBinding: _TypeAlias = ModelBinding  # noqa: Y015
 class Record(_message.Message):
     """One fact, written by the service that knows it and by no other. The audit service turns it into a log leaf: it
     replaces the principal by a pseudonym, keeps `opening` and `sealed_text` outside the leaf, and adds its own time.
+
+    A leaf is canonical JSON (RFC 8785), an object of these members:
+
+    - `version`: 1. Readers MUST refuse another; within a version members are only added.
+    - `time`: when it was appended, RFC 3339 in UTC with six decimals.
+    - `writer`: SPIFFE id of the service that wrote the record.
+    - `record_id`: as below.
+    - `lease_expires`: AUTHORISED only, when its lease ends; like `time`.
+    - `record.fields`: what entries are searched by, each a string and absent where empty: `kind` (the name of the
+      RecordKind in lower case without its prefix), `call_id`, `decision_id` (of the embedded decision), `tenant`,
+      `principal` (a pseudonym), `model` (as the caller asked for it), `method`, and `outcome` (`reason`, or `OK`).
+    - `record.data`: this message in proto3 JSON with the names of this file (so bytes are base64, 64-bit numbers strings,
+      and fields at their default absent), but without `record_id`, `kind`, `opening`, `sealed_text` and the commitments'
+      salts. Its `principal` has only `kind`, `roles`, `amr` and `workload` (the SPIFFE id). In INTERRUPTED records, which
+      the audit service writes, it holds instead `authorised_index`, `authorised_leaf_hash` (hex), `authorised_record_id`,
+      `writer` (of the AUTHORISED record) and `lease_expired`; their `outcome` is `interrupted`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

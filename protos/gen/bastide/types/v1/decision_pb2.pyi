@@ -159,7 +159,7 @@ class Decision(_message.Message):
     input_commitment: _builtins.bytes
     """SHA-256(salt || canonical JSON of the policy input); opened by DecisionOpening."""
     subject_commitment: _builtins.bytes
-    """SHA-256(salt || subject); opened by DecisionOpening."""
+    """SHA-256(salt || UTF-8 of the principal's subject); opened by DecisionOpening."""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reason]:
         """Why. At most 32."""

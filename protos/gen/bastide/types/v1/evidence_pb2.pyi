@@ -82,7 +82,7 @@ Global___ArtifactRef: _TypeAlias = ArtifactRef  # noqa: Y015
 
 @_typing.final
 class Commitment(_message.Message):
-    """A fact whose value is outside the log: digest = SHA-256(salt || value)."""
+    """A fact whose value is outside the log: digest = SHA-256(salt || value). Whoever has salt and value can check it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -90,7 +90,15 @@ class Commitment(_message.Message):
     SALT_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """What was committed to: `prompt`, `completion`, `decision_input`, `subject`."""
+    """What was committed to. Of an inference call (InferenceService):
+
+    - `prompt`: the messages as the caller sent them, all of them in their order, as canonical JSON (RFC 8785): an array
+      of objects with exactly the members `content`, the text, and `role`, one of `system`, `user` and `assistant`. For
+      example `[{"content":"hello","role":"user"}]`.
+    - `completion`: UTF-8 of all text that was released to the caller: `GenerateResponse.text`, or every
+      `GenerationChunk.text` joined. A disclosure line that policy puts before the answer and the empty line after it are
+      part of it. Zero bytes where nothing was released.
+    """
     salt: _builtins.bytes
     """32 random bytes, given to the caller in the receipt only."""
     digest: _builtins.bytes
@@ -112,7 +120,20 @@ Global___Commitment: _TypeAlias = Commitment  # noqa: Y015
 
 @_typing.final
 class Receipt(_message.Message):
-    """Proof that a call was recorded. Verifies offline with the log's public key alone."""
+    """Proof that a call was recorded. Verifies offline with the log's public key alone:
+
+    1. `proof` is a C2SP tlog-proof (c2sp.org/tlog-proof@v1): an index, the inclusion path, and a checkpoint.
+    2. The checkpoint is a C2SP signed note (c2sp.org/signed-note, tlog-checkpoint) of origin, size and root hash. Its
+       signature MUST verify with the log's vkey, and its origin MUST be the name in the vkey.
+    3. SHA-256(0x00 || leaf) with index, path and size MUST give the root (RFC 9162, 2.1.3.2).
+    4. The leaf is JSON, described at bastide.audit.v1.Record. `record.fields.call_id` MUST be the call's, and the digest
+       of each of `commitments` MUST stand under its name in `record.data.commitments`.
+    5. SHA-256(salt || value) MUST be that digest, for the prompt that was sent and the text that was received.
+
+    The vkey is `<name>+<key id, 8 hex digits>+<base64 of 0x01 and the 32 bytes of an Ed25519 key>` (C2SP signed-note). It
+    comes from the operator, once, on the way on which the CA's certificate comes: the file `trust/log.vkey` of an
+    installation. No RPC gives it, for a key told by the log would vouch for itself.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -131,7 +152,9 @@ class Receipt(_message.Message):
     """Id of the call, the same in every record about it."""
     @_builtins.property
     def commitments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Commitment]:
-        """Openings of the commitments in the leaf that this caller may have."""
+        """Openings of the commitments in the leaf that this caller may have. Only the receipt that comes with the answer has
+        them.
+        """
 
     def __init__(
         self,
