@@ -9,17 +9,20 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jinja2
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from services.model_server import sandbox
 from services.model_server.vocabulary import Vocabulary
 from shared import errors
 
 MAX_TEMPLATE_CHARACTERS = 1 << 16
 MAX_PROMPT_CHARACTERS = 1 << 22
 ROLES = frozenset({"system", "user", "assistant"})
+# Each character of a message may be read or written this often, and a template do so much besides (`sandbox`).
+_WORK_PER_CHARACTER = 64
+_WORK = 1 << 23
+_FAULTS = (jinja2.TemplateError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError, AttributeError)
 _PRIVATE_USE = range(0xF0000, 0x10FFFE, 0x100)  # planes 15 and 16, in pages of 256 stand-ins
 
 
@@ -67,6 +70,10 @@ class PromptEncoder:
         if not 0 < len(template.text) <= MAX_TEMPLATE_CHARACTERS:
             raise UnsupportedTemplate("the model has no chat template, or one that is too long")
         self._template = template
+        try:
+            self._compiled = sandbox.environment().from_string(template.text)
+        except (*_FAULTS, SyntaxError, MemoryError):
+            raise UnsupportedTemplate("the chat template cannot be read, or uses what is not supported") from None
         self._vocabulary = vocabulary
         longest_first = sorted(vocabulary.control, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
@@ -115,17 +122,20 @@ class PromptEncoder:
         raise errors.InvalidArgument("the conversation uses every private-use page", field="messages")
 
     def _render(self, messages: Sequence[Message]) -> str:
+        variables = {
+            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+            "bos_token": self._template.bos_token,
+            "eos_token": self._template.eos_token,
+        }
+        work = _WORK + _WORK_PER_CHARACTER * sum(len(message.content) for message in messages)
         try:
-            chats: Any = render_jinja_template(
-                [[{"role": message.role, "content": message.content} for message in messages]],
-                chat_template=self._template.text,
-                add_generation_prompt=True,
-                bos_token=self._template.bos_token,
-                eos_token=self._template.eos_token,
-            )
-        except (jinja2.TemplateError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+            return sandbox.render(self._compiled, variables, budget=work, limit=MAX_PROMPT_CHARACTERS)
+        except sandbox.TooCostly:
+            raise errors.InvalidArgument(
+                "the conversation is too much for the chat template", field="messages"
+            ) from None
+        except _FAULTS:
             raise errors.InvalidArgument("the chat template refuses this conversation", field="messages") from None
-        rendered: str = chats[0][0]
-        if len(rendered) > MAX_PROMPT_CHARACTERS:
-            raise errors.InvalidArgument("the conversation is too long", field="messages")
-        return rendered
