@@ -130,11 +130,12 @@ class BudgetSession:
         self._budgets = budgets
         self._claim = claim
         self._open = False
+        self._granted = 0
 
     async def reserve(self) -> int:
         """Return the cap on new tokens. Raises BudgetExhausted or RepeatedRequest."""
         reservation = await self._budgets.reserve(self._claim)
-        self._open = True
+        self._open, self._granted = True, reservation.max_new_tokens
         return reservation.max_new_tokens
 
     async def settle(self, tokens: int) -> None:
@@ -145,7 +146,7 @@ class BudgetSession:
 
     async def abandon(self) -> None:
         """Count the whole reservation: nobody said what was used."""
-        await self.settle(self._claim.prompt_tokens + self._claim.max_new_tokens)
+        await self.settle(self._claim.prompt_tokens + self._granted)
 
 
 def _actions(actions: dict[str, ContentAction]) -> dict[str, Action]:

@@ -25,6 +25,7 @@ from services.policy_guard.claim import (
 from services.policy_guard.local_budgets import LocalBudgets
 from services.policy_guard.migrations import SCRIPTS
 from services.policy_guard.result import BudgetScope, BudgetUnit, Limit
+from services.policy_guard.session import BudgetSession
 from services.policy_guard.tables import counters, request_ids, reservations
 from shared.errors import InvalidArgument
 from shared.records.errors import RecordsUnavailable
@@ -141,6 +142,16 @@ async def test_a_call_that_used_more_than_it_reserved_is_charged_for_it(budgets:
     await budgets.reserve(asked)
     assert await budgets.settle(asked.call_id, 25) == 25
     assert await room(budgets, tokens(100)) == 75
+
+
+async def test_a_session_that_is_left_costs_what_was_granted_and_not_what_was_asked_for(budgets: Budgets) -> None:
+    limit = tokens(1000)
+    session = BudgetSession(budgets, claim(limit, new=32_768, prompt=100))
+    assert await session.reserve() == 900
+    await session.abandon()
+    assert await room(budgets, limit) == 0
+    raised = tokens(2000)
+    assert await room(budgets, raised) == 1000
 
 
 async def test_an_expired_lease_settles_the_whole_reservation(budgets: Budgets, clock: Clock) -> None:

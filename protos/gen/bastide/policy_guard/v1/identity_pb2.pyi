@@ -37,7 +37,7 @@ class User(_message.Message):
     tenant: _builtins.str
     """Tenant."""
     disabled: _builtins.bool
-    """Disabled people cannot sign in; tokens they hold die within their lifetime."""
+    """Disabled people cannot sign in; tokens they hold, and roles taken from people, count for nothing after a second."""
     enrolled: _builtins.bool
     """Whether enrolment is complete."""
     acknowledged_use_policy: _builtins.str
