@@ -9,6 +9,11 @@ TORCH ?= torch==2.13.0
 WORKERS ?= auto
 OPA_BIN ?= $(shell command -v opa 2>/dev/null)
 export OPA_BIN
+# An archive has no history with which its contracts could be compared; see protos/breaking.py.
+ifeq ($(wildcard .git),)
+BREAKING_BASE ?= none
+export BREAKING_BASE
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test slow lint type policy protos protos-check stubs bench ci clean
