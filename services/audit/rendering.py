@@ -20,6 +20,8 @@ _KINDS = {
     if value != record_pb2.RECORD_KIND_UNSPECIFIED
 }
 _KIND_VALUES = {name: value for value, name in _KINDS.items()}
+# What the guard alone can have said.
+_DECIDED = (record_pb2.RECORD_KIND_AUTHORISED, record_pb2.RECORD_KIND_ACCESS, record_pb2.RECORD_KIND_DENIED)
 # What the leaf must not hold: personal facts, text, and what the entry has a place of its own for.
 _OUTSIDE = ("record_id", "kind", "principal", "opening", "sealed_text")
 
@@ -31,6 +33,8 @@ def to_entry(
     lease = record.lease.ToTimedelta() if record.HasField("lease") else None
     if (lease is not None) != (record.kind == record_pb2.RECORD_KIND_AUTHORISED):
         raise InvalidArgument("AUTHORISED records have a lease, others none", field="records.lease")
+    if record.kind in _DECIDED and not record.HasField("decision"):
+        raise InvalidArgument("AUTHORISED, ACCESS and DENIED records embed the decision", field="records.decision")
     if record.kind == record_pb2.RECORD_KIND_INTERRUPTED:
         raise InvalidArgument("only the audit service writes INTERRUPTED", field="records.kind")
     return entry.Entry(

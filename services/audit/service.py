@@ -12,11 +12,12 @@ from services.audit.log import Log
 from services.audit.people import People, Person
 from services.audit.rendering import to_entry, to_filter, to_message
 from services.audit.search import Filter
-from shared.errors import NotFound
+from shared.errors import InvalidArgument, NotFound
 from shared.rpc.call import Call
 from shared.transparency.tiles import TileId
 
 APPEND_SECONDS = 5.0
+MAX_APPEND_BYTES = 3 * 1024 * 1024
 DEFAULT_PAGE = 100
 
 
@@ -81,6 +82,8 @@ class AuditService:
         self, request: audit_pb2.AppendRecordsRequest, call: Call
     ) -> audit_pb2.AppendRecordsResponse:
         """See the contract."""
+        if request.ByteSize() > MAX_APPEND_BYTES:
+            raise InvalidArgument(f"records: together at most {MAX_APPEND_BYTES} bytes", field="records")
         return audit_pb2.AppendRecordsResponse(
             appended=await self._recorder.take(call.caller.spiffe_id, request.records)
         )

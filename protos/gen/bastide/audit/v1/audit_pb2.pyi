@@ -127,7 +127,7 @@ class AppendRecordsRequest(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.Record]:
-        """1 to 256 records, together at most 3 MiB."""
+        """1 to 256 records, together at most 3 MiB as a request."""
 
     def __init__(
         self,

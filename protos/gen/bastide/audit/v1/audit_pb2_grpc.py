@@ -77,6 +77,7 @@ class AuditServiceServicer(object):
         tree and under a signed checkpoint. Idempotent: the same (writer, record_id) with the same content gives the first
         answer again; with other content ALREADY_EXISTS. Records of one request are appended in order and together.
         RESOURCE_EXHAUSTED: the queue is full, retry later. Refused while the store cannot take them: UNAVAILABLE.
+        INVALID_ARGUMENT, and nothing is appended: a record that lacks what its kind needs, or whose leaf is above 16 KiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,6 +42,7 @@ class AuditServiceStub:
     tree and under a signed checkpoint. Idempotent: the same (writer, record_id) with the same content gives the first
     answer again; with other content ALREADY_EXISTS. Records of one request are appended in order and together.
     RESOURCE_EXHAUSTED: the queue is full, retry later. Refused while the store cannot take them: UNAVAILABLE.
+    INVALID_ARGUMENT, and nothing is appended: a record that lacks what its kind needs, or whose leaf is above 16 KiB.
     """
     GetRecord: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetRecordRequest, _audit_pb2.GetRecordResponse]
     """Returns one entry. Auth: policy `audit.record.get`. NOT_FOUND if the index is not in the log."""
@@ -72,6 +73,7 @@ class AuditServiceAsyncStub(AuditServiceStub):
     tree and under a signed checkpoint. Idempotent: the same (writer, record_id) with the same content gives the first
     answer again; with other content ALREADY_EXISTS. Records of one request are appended in order and together.
     RESOURCE_EXHAUSTED: the queue is full, retry later. Refused while the store cannot take them: UNAVAILABLE.
+    INVALID_ARGUMENT, and nothing is appended: a record that lacks what its kind needs, or whose leaf is above 16 KiB.
     """
     GetRecord: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetRecordRequest, _audit_pb2.GetRecordResponse]  # type: ignore[assignment]
     """Returns one entry. Auth: policy `audit.record.get`. NOT_FOUND if the index is not in the log."""
@@ -105,6 +107,7 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         tree and under a signed checkpoint. Idempotent: the same (writer, record_id) with the same content gives the first
         answer again; with other content ALREADY_EXISTS. Records of one request are appended in order and together.
         RESOURCE_EXHAUSTED: the queue is full, retry later. Refused while the store cannot take them: UNAVAILABLE.
+        INVALID_ARGUMENT, and nothing is appended: a record that lacks what its kind needs, or whose leaf is above 16 KiB.
         """
 
     @_abc_1.abstractmethod

@@ -214,7 +214,10 @@ class Record(_message.Message):
 
     @_builtins.property
     def decision(self) -> _decision_pb2.SignedDecision:
-        """The guard's signed decision; MUST stand in AUTHORISED, ACCESS, DENIED and CHANGED records of guarded calls."""
+        """The guard's signed decision. AUTHORISED, ACCESS and DENIED records without one are refused. It MUST stand in CHANGE
+        and CHANGED records too where the method is under policy; what a public method changes for whom its request alone
+        proves (IdentityService.ConfirmEnrollment) nobody decided. Ends of inference calls have it as well.
+        """
 
     @_builtins.property
     def opening(self) -> _decision_pb2.DecisionOpening:
@@ -234,7 +237,9 @@ class Record(_message.Message):
 
     @_builtins.property
     def lease(self) -> _duration_pb2.Duration:
-        """For AUTHORISED: how long until the call counts as interrupted unless its end is recorded. 1 s to 2 h."""
+        """For AUTHORISED, and for it alone: how long until the call counts as interrupted unless its end is recorded. 1 s to
+        2 h.
+        """
 
     def __init__(
         self,
