@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from services.policy_guard import rego
 from services.policy_guard.bundle import read_directory
 from services.policy_guard.config import PolicyGuardSettings
-from services.policy_guard.documents import parse_json
+from services.policy_guard.documents import parse_input
 from services.policy_guard.engine import PolicyEngine
 from services.policy_guard.engines import choose_engine
 from services.policy_guard.migrations import SCRIPTS
@@ -23,7 +23,7 @@ from services.policy_guard.result import PolicyResult, Question
 from services.policy_guard.revisions import Revisions
 from services.policy_guard.server import now
 from services.policy_guard.validation import validate
-from shared.errors import Error, InvalidArgument
+from shared.errors import Error
 from shared.records.migrations import check_schema
 from shared.records.store import Records
 
@@ -104,9 +104,7 @@ def evaluate(settings: PolicyGuardSettings | None, arguments: list[str]) -> int:
 
     async def work(engine: PolicyEngine) -> dict[str, Any]:
         bundle = await asyncio.to_thread(read_directory, given.directory)
-        document = parse_json(await asyncio.to_thread(given.input.read_bytes), where=given.input.name)
-        if not isinstance(document, dict):
-            raise InvalidArgument("the input is an object", field="input")
+        document = parse_input(await asyncio.to_thread(given.input.read_bytes))
         async with engine.trial(bundle) as ask:
             deadline = asyncio.get_running_loop().time() + _SECONDS
             result = await ask(_QUESTIONS[given.question], document, deadline=deadline)

@@ -55,6 +55,17 @@ def parse_json(content: bytes, *, where: str) -> Any:
     return _plain(value, where)
 
 
+def parse_input(content: bytes) -> dict[str, Any]:
+    """Parse a question's input, a JSON object. Raises InvalidArgument naming the field `input`."""
+    try:
+        document = parse_json(content, where="input")
+    except BundleError as error:
+        raise errors.InvalidArgument(error.message, field="input") from None
+    if not isinstance(document, dict):
+        raise errors.InvalidArgument("input: not an object", field="input")
+    return document
+
+
 def parse_yaml(content: bytes, *, where: str) -> Any:
     """Parse one YAML document that says nothing JSON could not say. Raises BundleError."""
     try:

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from bastide.policy_guard.v1 import policy_pb2
 from services.policy_guard import revisions as domain
-from services.policy_guard.documents import BundleError, parse_json
+from services.policy_guard.documents import BundleError, parse_input
 from services.policy_guard.engine import PolicyEngine
 from services.policy_guard.lifecycle import Lifecycle
 from services.policy_guard.result import PolicyResult, Question
@@ -105,9 +105,7 @@ class PolicyService:
         self, request: policy_pb2.EvaluatePolicyRequest, _call: Call
     ) -> policy_pb2.EvaluatePolicyResponse:
         """See the contract."""
-        document = parse_json(request.input, where="input")
-        if not isinstance(document, dict):
-            raise InvalidArgument("the input is an object", field="input")
+        document = parse_input(request.input)
         question = Question.INFERENCE if request.question == "inference" else Question.ACCESS
         deadline = asyncio.get_running_loop().time() + _EVALUATE_SECONDS
         digest = await self._digest(request.name or "revisions/active")

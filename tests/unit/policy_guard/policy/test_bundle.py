@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from services.policy_guard import bundle, documents
 from services.policy_guard.bundle import Bundle, read_archive, read_directory
 from services.policy_guard.documents import BundleError
+from shared import errors
 from tests.unit.policy_guard.policy.conftest import DEFAULT
 
 SMALL = Bundle(modules={"bastide/a/a.rego": "package bastide.a\n"}, data={"bastide": {"x": [1, "é", None]}})
@@ -183,6 +184,14 @@ def test_yaml_beyond_json_is_refused(text: str) -> None:
 def test_json_that_reads_two_ways_is_refused(text: str) -> None:
     with pytest.raises(BundleError):
         documents.parse_json(text.encode(), where="data.json")
+
+
+@pytest.mark.parametrize("content", [b"[", b"[]", b'{"a": 1, "a": 2}', b"\xff", b"[" * 5000])
+def test_input_that_is_no_object_is_refused_naming_its_field(content: bytes) -> None:
+    with pytest.raises(errors.InvalidArgument) as refused:
+        documents.parse_input(content)
+    assert refused.value.field == "input"
+    assert not isinstance(refused.value, BundleError)
 
 
 @given(st.text(max_size=64))

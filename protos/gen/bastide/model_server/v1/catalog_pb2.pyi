@@ -375,7 +375,12 @@ class ImportJob(_message.Message):
     """The version, once SUCCEEDED."""
     @_builtins.property
     def status(self) -> _job_pb2.JobStatus:
-        """Status."""
+        """Status. Reasons of a failure: SOURCE_NOT_ALLOWED and NOT_FOUND (this server may not, or cannot, read the source),
+        INVALID_ARGUMENT (no source at all), UNSUPPORTED_MODEL (pickle, remote code, an unknown architecture, a broken file,
+        another licence than declared), UNSUPPORTED_TOKENIZER, UNSUPPORTED_TEMPLATE, INSUFFICIENT_MEMORY, CONFLICT (another
+        import took the number), OBJECT_STORE_UNAVAILABLE, AUDIT_UNAVAILABLE, RECORDS_UNAVAILABLE, and INTERNAL with an id
+        that stands in the server's log.
+        """
 
     def __init__(
         self,
@@ -1270,7 +1275,7 @@ class CreateReleaseRequest(_message.Message):
     parent: _builtins.str
     """Resource name of the model."""
     request_id: _builtins.str
-    """For safe retries."""
+    """For safe retries: the same id by the same principal returns the first release, which need no longer be in force."""
     @_builtins.property
     def arms(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReleaseArm]:
         """1 or 2 arms whose weights sum to 100."""

@@ -27,7 +27,10 @@ if _version_not_supported:
 
 class CatalogServiceStub(object):
     """Models, their versions, where they come from, and which of them answer. Auth: policy for every method but
-    OpenArtifact; changes need MFA, and a release needs another person than the one who brought the version in.
+    OpenArtifact; changes need MFA, and a release needs another person than the one who brought the version in. Errors
+    common to all: UNAUTHENTICATED, PERMISSION_DENIED with policy's public reasons, INVALID_ARGUMENT naming the field (a
+    name that is none of its resource, a page token of another method), NOT_FOUND for a name that does not exist,
+    UNAVAILABLE (see bastide.types.v1.ErrorReason).
     """
 
     def __init__(self, channel):
@@ -140,12 +143,16 @@ class CatalogServiceStub(object):
 
 class CatalogServiceServicer(object):
     """Models, their versions, where they come from, and which of them answer. Auth: policy for every method but
-    OpenArtifact; changes need MFA, and a release needs another person than the one who brought the version in.
+    OpenArtifact; changes need MFA, and a release needs another person than the one who brought the version in. Errors
+    common to all: UNAUTHENTICATED, PERMISSION_DENIED with policy's public reasons, INVALID_ARGUMENT naming the field (a
+    name that is none of its resource, a page token of another method), NOT_FOUND for a name that does not exist,
+    UNAVAILABLE (see bastide.types.v1.ErrorReason).
     """
 
     def CreateImportJob(self, request, context):
         """Starts importing an open model into the encrypted store as a new version. Auth: policy `model_server.model.import`,
-        MFA. Refused with FAILED_PRECONDITION (in the job): pickle, remote code, unknown architectures.
+        MFA. ALREADY_EXISTS for a request_id that this principal used with other content. Everything else about the source
+        is found by the job: see ImportJob.status.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,7 +180,8 @@ class CatalogServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchImportJob(self, request, context):
-        """Streams a job's events from a number on; ends with the job. Auth: policy `model_server.import.watch`.
+        """Streams a job's events from a number on; ends with the job. Auth: policy `model_server.import.watch`. Ends with
+        DEADLINE_EXCEEDED at the server's longest stream; go on from the last number.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -181,7 +189,8 @@ class CatalogServiceServicer(object):
 
     def DeclareModel(self, request, context):
         """Registers a model that a configured remote backend serves (binding DECLARED). Auth: policy
-        `model_server.model.declare`, MFA.
+        `model_server.model.declare`, MFA. FAILED_PRECONDITION with the reason SOURCE_NOT_ALLOWED where no such backend is
+        configured; ABORTED when another version took the number: ask again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -247,7 +256,11 @@ class CatalogServiceServicer(object):
 
     def CreateRelease(self, request, context):
         """Makes versions answer under a model's name. Auth: policy `model_server.release.create`, MFA, not the submitter of
-        any of the versions. ABORTED when another release won.
+        any of the versions. Returns once every version is loaded and the release is recorded and in force. ABORTED when
+        another release won; FAILED_PRECONDITION for arms that make no release (weights, a version twice, another model's),
+        with the reason BROKEN_CHAIN for a version whose evidence does not verify and INSUFFICIENT_MEMORY for one that does
+        not fit; UNAVAILABLE with the reason BACKEND_UNAVAILABLE for one that does not load in time; ALREADY_EXISTS for a
+        request_id that this principal used with other arms.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -270,7 +283,8 @@ class CatalogServiceServicer(object):
     def RollbackRelease(self, request, context):
         """Puts the release before the one in force back, as a new generation; a second rollback goes a second step back, never
         forth. Auth: policy `model_server.release.rollback`, MFA, another person than the submitters of what is put back.
-        FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when there is none.
+        FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when there is none; ABORTED when another release won; else as
+        CreateRelease.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -405,7 +419,10 @@ def add_CatalogServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class CatalogService(object):
     """Models, their versions, where they come from, and which of them answer. Auth: policy for every method but
-    OpenArtifact; changes need MFA, and a release needs another person than the one who brought the version in.
+    OpenArtifact; changes need MFA, and a release needs another person than the one who brought the version in. Errors
+    common to all: UNAUTHENTICATED, PERMISSION_DENIED with policy's public reasons, INVALID_ARGUMENT naming the field (a
+    name that is none of its resource, a page token of another method), NOT_FOUND for a name that does not exist,
+    UNAVAILABLE (see bastide.types.v1.ErrorReason).
     """
 
     @staticmethod

@@ -28,7 +28,10 @@ GRPC_VERSION: str
 
 class CatalogServiceStub:
     """Models, their versions, where they come from, and which of them answer. Auth: policy for every method but
-    OpenArtifact; changes need MFA, and a release needs another person than the one who brought the version in.
+    OpenArtifact; changes need MFA, and a release needs another person than the one who brought the version in. Errors
+    common to all: UNAUTHENTICATED, PERMISSION_DENIED with policy's public reasons, INVALID_ARGUMENT naming the field (a
+    name that is none of its resource, a page token of another method), NOT_FOUND for a name that does not exist,
+    UNAVAILABLE (see bastide.types.v1.ErrorReason).
     """
 
     @_typing.overload
@@ -37,7 +40,8 @@ class CatalogServiceStub:
     def __new__(cls, channel: _aio.Channel) -> CatalogServiceAsyncStub: ...
     CreateImportJob: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.CreateImportJobRequest, _catalog_pb2.CreateImportJobResponse]
     """Starts importing an open model into the encrypted store as a new version. Auth: policy `model_server.model.import`,
-    MFA. Refused with FAILED_PRECONDITION (in the job): pickle, remote code, unknown architectures.
+    MFA. ALREADY_EXISTS for a request_id that this principal used with other content. Everything else about the source
+    is found by the job: see ImportJob.status.
     """
     GetImportJob: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetImportJobRequest, _catalog_pb2.GetImportJobResponse]
     """Returns an import job. Auth: policy `model_server.import.get`."""
@@ -46,10 +50,13 @@ class CatalogServiceStub:
     CancelImportJob: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.CancelImportJobRequest, _catalog_pb2.CancelImportJobResponse]
     """Cancels an import. Auth: policy `model_server.import.cancel`. A finished job stays as it is."""
     WatchImportJob: _grpc.UnaryStreamMultiCallable[_catalog_pb2.WatchImportJobRequest, _catalog_pb2.WatchImportJobResponse]
-    """Streams a job's events from a number on; ends with the job. Auth: policy `model_server.import.watch`."""
+    """Streams a job's events from a number on; ends with the job. Auth: policy `model_server.import.watch`. Ends with
+    DEADLINE_EXCEEDED at the server's longest stream; go on from the last number.
+    """
     DeclareModel: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.DeclareModelRequest, _catalog_pb2.DeclareModelResponse]
     """Registers a model that a configured remote backend serves (binding DECLARED). Auth: policy
-    `model_server.model.declare`, MFA.
+    `model_server.model.declare`, MFA. FAILED_PRECONDITION with the reason SOURCE_NOT_ALLOWED where no such backend is
+    configured; ABORTED when another version took the number: ask again.
     """
     SubmitModelVersion: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.SubmitModelVersionRequest, _catalog_pb2.SubmitModelVersionResponse]
     """Takes a trained model version from the trainer with its statements, on behalf of the grant's submitter. Auth: peer
@@ -73,7 +80,11 @@ class CatalogServiceStub:
     """Walks a version's provenance back and verifies each link. Auth: policy `model_server.version.trace`. Not built yet."""
     CreateRelease: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.CreateReleaseRequest, _catalog_pb2.CreateReleaseResponse]
     """Makes versions answer under a model's name. Auth: policy `model_server.release.create`, MFA, not the submitter of
-    any of the versions. ABORTED when another release won.
+    any of the versions. Returns once every version is loaded and the release is recorded and in force. ABORTED when
+    another release won; FAILED_PRECONDITION for arms that make no release (weights, a version twice, another model's),
+    with the reason BROKEN_CHAIN for a version whose evidence does not verify and INSUFFICIENT_MEMORY for one that does
+    not fit; UNAVAILABLE with the reason BACKEND_UNAVAILABLE for one that does not load in time; ALREADY_EXISTS for a
+    request_id that this principal used with other arms.
     """
     GetRelease: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetReleaseRequest, _catalog_pb2.GetReleaseResponse]
     """Returns a model's release in force. Auth: policy `model_server.release.get`."""
@@ -82,7 +93,8 @@ class CatalogServiceStub:
     RollbackRelease: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.RollbackReleaseRequest, _catalog_pb2.RollbackReleaseResponse]
     """Puts the release before the one in force back, as a new generation; a second rollback goes a second step back, never
     forth. Auth: policy `model_server.release.rollback`, MFA, another person than the submitters of what is put back.
-    FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when there is none.
+    FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when there is none; ABORTED when another release won; else as
+    CreateRelease.
     """
     OpenModelVersion: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.OpenModelVersionRequest, _catalog_pb2.OpenModelVersionResponse]
     """Resolves a version to its artefacts for another service's job. Auth: peer (data-prep, trainer), with a grant whose
@@ -96,13 +108,17 @@ class CatalogServiceStub:
 @_typing.type_check_only
 class CatalogServiceAsyncStub(CatalogServiceStub):
     """Models, their versions, where they come from, and which of them answer. Auth: policy for every method but
-    OpenArtifact; changes need MFA, and a release needs another person than the one who brought the version in.
+    OpenArtifact; changes need MFA, and a release needs another person than the one who brought the version in. Errors
+    common to all: UNAUTHENTICATED, PERMISSION_DENIED with policy's public reasons, INVALID_ARGUMENT naming the field (a
+    name that is none of its resource, a page token of another method), NOT_FOUND for a name that does not exist,
+    UNAVAILABLE (see bastide.types.v1.ErrorReason).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateImportJob: _aio.UnaryUnaryMultiCallable[_catalog_pb2.CreateImportJobRequest, _catalog_pb2.CreateImportJobResponse]  # type: ignore[assignment]
     """Starts importing an open model into the encrypted store as a new version. Auth: policy `model_server.model.import`,
-    MFA. Refused with FAILED_PRECONDITION (in the job): pickle, remote code, unknown architectures.
+    MFA. ALREADY_EXISTS for a request_id that this principal used with other content. Everything else about the source
+    is found by the job: see ImportJob.status.
     """
     GetImportJob: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetImportJobRequest, _catalog_pb2.GetImportJobResponse]  # type: ignore[assignment]
     """Returns an import job. Auth: policy `model_server.import.get`."""
@@ -111,10 +127,13 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     CancelImportJob: _aio.UnaryUnaryMultiCallable[_catalog_pb2.CancelImportJobRequest, _catalog_pb2.CancelImportJobResponse]  # type: ignore[assignment]
     """Cancels an import. Auth: policy `model_server.import.cancel`. A finished job stays as it is."""
     WatchImportJob: _aio.UnaryStreamMultiCallable[_catalog_pb2.WatchImportJobRequest, _catalog_pb2.WatchImportJobResponse]  # type: ignore[assignment]
-    """Streams a job's events from a number on; ends with the job. Auth: policy `model_server.import.watch`."""
+    """Streams a job's events from a number on; ends with the job. Auth: policy `model_server.import.watch`. Ends with
+    DEADLINE_EXCEEDED at the server's longest stream; go on from the last number.
+    """
     DeclareModel: _aio.UnaryUnaryMultiCallable[_catalog_pb2.DeclareModelRequest, _catalog_pb2.DeclareModelResponse]  # type: ignore[assignment]
     """Registers a model that a configured remote backend serves (binding DECLARED). Auth: policy
-    `model_server.model.declare`, MFA.
+    `model_server.model.declare`, MFA. FAILED_PRECONDITION with the reason SOURCE_NOT_ALLOWED where no such backend is
+    configured; ABORTED when another version took the number: ask again.
     """
     SubmitModelVersion: _aio.UnaryUnaryMultiCallable[_catalog_pb2.SubmitModelVersionRequest, _catalog_pb2.SubmitModelVersionResponse]  # type: ignore[assignment]
     """Takes a trained model version from the trainer with its statements, on behalf of the grant's submitter. Auth: peer
@@ -138,7 +157,11 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     """Walks a version's provenance back and verifies each link. Auth: policy `model_server.version.trace`. Not built yet."""
     CreateRelease: _aio.UnaryUnaryMultiCallable[_catalog_pb2.CreateReleaseRequest, _catalog_pb2.CreateReleaseResponse]  # type: ignore[assignment]
     """Makes versions answer under a model's name. Auth: policy `model_server.release.create`, MFA, not the submitter of
-    any of the versions. ABORTED when another release won.
+    any of the versions. Returns once every version is loaded and the release is recorded and in force. ABORTED when
+    another release won; FAILED_PRECONDITION for arms that make no release (weights, a version twice, another model's),
+    with the reason BROKEN_CHAIN for a version whose evidence does not verify and INSUFFICIENT_MEMORY for one that does
+    not fit; UNAVAILABLE with the reason BACKEND_UNAVAILABLE for one that does not load in time; ALREADY_EXISTS for a
+    request_id that this principal used with other arms.
     """
     GetRelease: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetReleaseRequest, _catalog_pb2.GetReleaseResponse]  # type: ignore[assignment]
     """Returns a model's release in force. Auth: policy `model_server.release.get`."""
@@ -147,7 +170,8 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     RollbackRelease: _aio.UnaryUnaryMultiCallable[_catalog_pb2.RollbackReleaseRequest, _catalog_pb2.RollbackReleaseResponse]  # type: ignore[assignment]
     """Puts the release before the one in force back, as a new generation; a second rollback goes a second step back, never
     forth. Auth: policy `model_server.release.rollback`, MFA, another person than the submitters of what is put back.
-    FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when there is none.
+    FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when there is none; ABORTED when another release won; else as
+    CreateRelease.
     """
     OpenModelVersion: _aio.UnaryUnaryMultiCallable[_catalog_pb2.OpenModelVersionRequest, _catalog_pb2.OpenModelVersionResponse]  # type: ignore[assignment]
     """Resolves a version to its artefacts for another service's job. Auth: peer (data-prep, trainer), with a grant whose
@@ -160,7 +184,10 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
 
 class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
     """Models, their versions, where they come from, and which of them answer. Auth: policy for every method but
-    OpenArtifact; changes need MFA, and a release needs another person than the one who brought the version in.
+    OpenArtifact; changes need MFA, and a release needs another person than the one who brought the version in. Errors
+    common to all: UNAUTHENTICATED, PERMISSION_DENIED with policy's public reasons, INVALID_ARGUMENT naming the field (a
+    name that is none of its resource, a page token of another method), NOT_FOUND for a name that does not exist,
+    UNAVAILABLE (see bastide.types.v1.ErrorReason).
     """
 
     @_abc_1.abstractmethod
@@ -170,7 +197,8 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.CreateImportJobResponse, _abc.Awaitable[_catalog_pb2.CreateImportJobResponse]]:
         """Starts importing an open model into the encrypted store as a new version. Auth: policy `model_server.model.import`,
-        MFA. Refused with FAILED_PRECONDITION (in the job): pickle, remote code, unknown architectures.
+        MFA. ALREADY_EXISTS for a request_id that this principal used with other content. Everything else about the source
+        is found by the job: see ImportJob.status.
         """
 
     @_abc_1.abstractmethod
@@ -203,7 +231,9 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.WatchImportJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_catalog_pb2.WatchImportJobResponse], _abc.AsyncIterator[_catalog_pb2.WatchImportJobResponse]]:
-        """Streams a job's events from a number on; ends with the job. Auth: policy `model_server.import.watch`."""
+        """Streams a job's events from a number on; ends with the job. Auth: policy `model_server.import.watch`. Ends with
+        DEADLINE_EXCEEDED at the server's longest stream; go on from the last number.
+        """
 
     @_abc_1.abstractmethod
     def DeclareModel(
@@ -212,7 +242,8 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.DeclareModelResponse, _abc.Awaitable[_catalog_pb2.DeclareModelResponse]]:
         """Registers a model that a configured remote backend serves (binding DECLARED). Auth: policy
-        `model_server.model.declare`, MFA.
+        `model_server.model.declare`, MFA. FAILED_PRECONDITION with the reason SOURCE_NOT_ALLOWED where no such backend is
+        configured; ABORTED when another version took the number: ask again.
         """
 
     @_abc_1.abstractmethod
@@ -290,7 +321,11 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.CreateReleaseResponse, _abc.Awaitable[_catalog_pb2.CreateReleaseResponse]]:
         """Makes versions answer under a model's name. Auth: policy `model_server.release.create`, MFA, not the submitter of
-        any of the versions. ABORTED when another release won.
+        any of the versions. Returns once every version is loaded and the release is recorded and in force. ABORTED when
+        another release won; FAILED_PRECONDITION for arms that make no release (weights, a version twice, another model's),
+        with the reason BROKEN_CHAIN for a version whose evidence does not verify and INSUFFICIENT_MEMORY for one that does
+        not fit; UNAVAILABLE with the reason BACKEND_UNAVAILABLE for one that does not load in time; ALREADY_EXISTS for a
+        request_id that this principal used with other arms.
         """
 
     @_abc_1.abstractmethod
@@ -317,7 +352,8 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_catalog_pb2.RollbackReleaseResponse, _abc.Awaitable[_catalog_pb2.RollbackReleaseResponse]]:
         """Puts the release before the one in force back, as a new generation; a second rollback goes a second step back, never
         forth. Auth: policy `model_server.release.rollback`, MFA, another person than the submitters of what is put back.
-        FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when there is none.
+        FAILED_PRECONDITION with the reason NO_EARLIER_RELEASE when there is none; ABORTED when another release won; else as
+        CreateRelease.
         """
 
     @_abc_1.abstractmethod

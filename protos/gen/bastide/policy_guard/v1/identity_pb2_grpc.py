@@ -32,6 +32,8 @@ class IdentityServiceStub(object):
     `cnf.x5t#S256`); send them as metadata `authorization: Bearer <token>` over a connection with that certificate.
     Public methods need a client certificate only; they are throttled by certificate, signing in by subject and
     certificate too (RESOURCE_EXHAUSTED with RetryInfo), and a wrong name, password or code are not told apart (UNAUTHENTICATED).
+    Errors common to methods under policy: UNAUTHENTICATED, PERMISSION_DENIED with policy's public reasons, NOT_FOUND for
+    a person who does not exist. To all: INVALID_ARGUMENT naming the field, UNAVAILABLE (see bastide.types.v1.ErrorReason).
     """
 
     def __init__(self, channel):
@@ -109,6 +111,8 @@ class IdentityServiceServicer(object):
     `cnf.x5t#S256`); send them as metadata `authorization: Bearer <token>` over a connection with that certificate.
     Public methods need a client certificate only; they are throttled by certificate, signing in by subject and
     certificate too (RESOURCE_EXHAUSTED with RetryInfo), and a wrong name, password or code are not told apart (UNAUTHENTICATED).
+    Errors common to methods under policy: UNAUTHENTICATED, PERMISSION_DENIED with policy's public reasons, NOT_FOUND for
+    a person who does not exist. To all: INVALID_ARGUMENT naming the field, UNAVAILABLE (see bastide.types.v1.ErrorReason).
     """
 
     def GetSigningKeys(self, request, context):
@@ -120,14 +124,15 @@ class IdentityServiceServicer(object):
 
     def StartEnrollment(self, request, context):
         """Starts enrolment with a single-use code: sets the password, returns a new TOTP secret. Auth: public. The code is
-        used up only by ConfirmEnrollment.
+        used up only by ConfirmEnrollment. UNAUTHENTICATED with the reason ENROLMENT_REFUSED for a wrong name or code.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ConfirmEnrollment(self, request, context):
-        """Ends enrolment by proving the TOTP secret. Auth: public.
+        """Ends enrolment by proving the TOTP secret. Auth: public. UNAUTHENTICATED with the reason ENROLMENT_REFUSED for
+        anything but the newest start of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,6 +171,7 @@ class IdentityServiceServicer(object):
 
     def CreateUser(self, request, context):
         """Creates a person and returns a single-use enrolment code. Auth: policy `policy_guard.user.create`, MFA.
+        ALREADY_EXISTS when the subject is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -187,6 +193,7 @@ class IdentityServiceServicer(object):
 
     def UpdateUser(self, request, context):
         """Replaces a person's roles or disables them. Auth: policy `policy_guard.user.update`, MFA, never oneself.
+        INVALID_ARGUMENT for another tenant than theirs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -278,6 +285,8 @@ class IdentityService(object):
     `cnf.x5t#S256`); send them as metadata `authorization: Bearer <token>` over a connection with that certificate.
     Public methods need a client certificate only; they are throttled by certificate, signing in by subject and
     certificate too (RESOURCE_EXHAUSTED with RetryInfo), and a wrong name, password or code are not told apart (UNAUTHENTICATED).
+    Errors common to methods under policy: UNAUTHENTICATED, PERMISSION_DENIED with policy's public reasons, NOT_FOUND for
+    a person who does not exist. To all: INVALID_ARGUMENT naming the field, UNAVAILABLE (see bastide.types.v1.ErrorReason).
     """
 
     @staticmethod

@@ -33,6 +33,8 @@ class IdentityServiceStub:
     `cnf.x5t#S256`); send them as metadata `authorization: Bearer <token>` over a connection with that certificate.
     Public methods need a client certificate only; they are throttled by certificate, signing in by subject and
     certificate too (RESOURCE_EXHAUSTED with RetryInfo), and a wrong name, password or code are not told apart (UNAUTHENTICATED).
+    Errors common to methods under policy: UNAUTHENTICATED, PERMISSION_DENIED with policy's public reasons, NOT_FOUND for
+    a person who does not exist. To all: INVALID_ARGUMENT naming the field, UNAVAILABLE (see bastide.types.v1.ErrorReason).
     """
 
     @_typing.overload
@@ -43,10 +45,12 @@ class IdentityServiceStub:
     """Returns the keys that verify tokens, as a JWK Set (RFC 7517). Auth: public."""
     StartEnrollment: _grpc.UnaryUnaryMultiCallable[_identity_pb2.StartEnrollmentRequest, _identity_pb2.StartEnrollmentResponse]
     """Starts enrolment with a single-use code: sets the password, returns a new TOTP secret. Auth: public. The code is
-    used up only by ConfirmEnrollment.
+    used up only by ConfirmEnrollment. UNAUTHENTICATED with the reason ENROLMENT_REFUSED for a wrong name or code.
     """
     ConfirmEnrollment: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ConfirmEnrollmentRequest, _identity_pb2.ConfirmEnrollmentResponse]
-    """Ends enrolment by proving the TOTP secret. Auth: public."""
+    """Ends enrolment by proving the TOTP secret. Auth: public. UNAUTHENTICATED with the reason ENROLMENT_REFUSED for
+    anything but the newest start of it.
+    """
     SignIn: _grpc.UnaryUnaryMultiCallable[_identity_pb2.SignInRequest, _identity_pb2.SignInResponse]
     """Signs a person in. With a TOTP code the token's `amr` holds `mfa`; without, only `pwd`. Auth: public. Each TOTP
     code works once.
@@ -62,13 +66,17 @@ class IdentityServiceStub:
     FAILED_PRECONDITION for another version than the one in force.
     """
     CreateUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateUserRequest, _identity_pb2.CreateUserResponse]
-    """Creates a person and returns a single-use enrolment code. Auth: policy `policy_guard.user.create`, MFA."""
+    """Creates a person and returns a single-use enrolment code. Auth: policy `policy_guard.user.create`, MFA.
+    ALREADY_EXISTS when the subject is taken.
+    """
     GetUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetUserRequest, _identity_pb2.GetUserResponse]
     """Returns a person of the caller's tenant. Auth: policy `policy_guard.user.get`."""
     ListUsers: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListUsersRequest, _identity_pb2.ListUsersResponse]
     """Lists the people of the caller's tenant, by subject. Auth: policy `policy_guard.user.list`."""
     UpdateUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UpdateUserRequest, _identity_pb2.UpdateUserResponse]
-    """Replaces a person's roles or disables them. Auth: policy `policy_guard.user.update`, MFA, never oneself."""
+    """Replaces a person's roles or disables them. Auth: policy `policy_guard.user.update`, MFA, never oneself.
+    INVALID_ARGUMENT for another tenant than theirs.
+    """
     RecoverUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RecoverUserRequest, _identity_pb2.RecoverUserResponse]
     """Voids a person's password and second factor and returns a new enrolment code. Auth: policy
     `policy_guard.user.recover`, MFA, never oneself.
@@ -82,6 +90,8 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     `cnf.x5t#S256`); send them as metadata `authorization: Bearer <token>` over a connection with that certificate.
     Public methods need a client certificate only; they are throttled by certificate, signing in by subject and
     certificate too (RESOURCE_EXHAUSTED with RetryInfo), and a wrong name, password or code are not told apart (UNAUTHENTICATED).
+    Errors common to methods under policy: UNAUTHENTICATED, PERMISSION_DENIED with policy's public reasons, NOT_FOUND for
+    a person who does not exist. To all: INVALID_ARGUMENT naming the field, UNAVAILABLE (see bastide.types.v1.ErrorReason).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -89,10 +99,12 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     """Returns the keys that verify tokens, as a JWK Set (RFC 7517). Auth: public."""
     StartEnrollment: _aio.UnaryUnaryMultiCallable[_identity_pb2.StartEnrollmentRequest, _identity_pb2.StartEnrollmentResponse]  # type: ignore[assignment]
     """Starts enrolment with a single-use code: sets the password, returns a new TOTP secret. Auth: public. The code is
-    used up only by ConfirmEnrollment.
+    used up only by ConfirmEnrollment. UNAUTHENTICATED with the reason ENROLMENT_REFUSED for a wrong name or code.
     """
     ConfirmEnrollment: _aio.UnaryUnaryMultiCallable[_identity_pb2.ConfirmEnrollmentRequest, _identity_pb2.ConfirmEnrollmentResponse]  # type: ignore[assignment]
-    """Ends enrolment by proving the TOTP secret. Auth: public."""
+    """Ends enrolment by proving the TOTP secret. Auth: public. UNAUTHENTICATED with the reason ENROLMENT_REFUSED for
+    anything but the newest start of it.
+    """
     SignIn: _aio.UnaryUnaryMultiCallable[_identity_pb2.SignInRequest, _identity_pb2.SignInResponse]  # type: ignore[assignment]
     """Signs a person in. With a TOTP code the token's `amr` holds `mfa`; without, only `pwd`. Auth: public. Each TOTP
     code works once.
@@ -108,13 +120,17 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     FAILED_PRECONDITION for another version than the one in force.
     """
     CreateUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateUserRequest, _identity_pb2.CreateUserResponse]  # type: ignore[assignment]
-    """Creates a person and returns a single-use enrolment code. Auth: policy `policy_guard.user.create`, MFA."""
+    """Creates a person and returns a single-use enrolment code. Auth: policy `policy_guard.user.create`, MFA.
+    ALREADY_EXISTS when the subject is taken.
+    """
     GetUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetUserRequest, _identity_pb2.GetUserResponse]  # type: ignore[assignment]
     """Returns a person of the caller's tenant. Auth: policy `policy_guard.user.get`."""
     ListUsers: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListUsersRequest, _identity_pb2.ListUsersResponse]  # type: ignore[assignment]
     """Lists the people of the caller's tenant, by subject. Auth: policy `policy_guard.user.list`."""
     UpdateUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.UpdateUserRequest, _identity_pb2.UpdateUserResponse]  # type: ignore[assignment]
-    """Replaces a person's roles or disables them. Auth: policy `policy_guard.user.update`, MFA, never oneself."""
+    """Replaces a person's roles or disables them. Auth: policy `policy_guard.user.update`, MFA, never oneself.
+    INVALID_ARGUMENT for another tenant than theirs.
+    """
     RecoverUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.RecoverUserRequest, _identity_pb2.RecoverUserResponse]  # type: ignore[assignment]
     """Voids a person's password and second factor and returns a new enrolment code. Auth: policy
     `policy_guard.user.recover`, MFA, never oneself.
@@ -127,6 +143,8 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
     `cnf.x5t#S256`); send them as metadata `authorization: Bearer <token>` over a connection with that certificate.
     Public methods need a client certificate only; they are throttled by certificate, signing in by subject and
     certificate too (RESOURCE_EXHAUSTED with RetryInfo), and a wrong name, password or code are not told apart (UNAUTHENTICATED).
+    Errors common to methods under policy: UNAUTHENTICATED, PERMISSION_DENIED with policy's public reasons, NOT_FOUND for
+    a person who does not exist. To all: INVALID_ARGUMENT naming the field, UNAVAILABLE (see bastide.types.v1.ErrorReason).
     """
 
     @_abc_1.abstractmethod
@@ -144,7 +162,7 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.StartEnrollmentResponse, _abc.Awaitable[_identity_pb2.StartEnrollmentResponse]]:
         """Starts enrolment with a single-use code: sets the password, returns a new TOTP secret. Auth: public. The code is
-        used up only by ConfirmEnrollment.
+        used up only by ConfirmEnrollment. UNAUTHENTICATED with the reason ENROLMENT_REFUSED for a wrong name or code.
         """
 
     @_abc_1.abstractmethod
@@ -153,7 +171,9 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.ConfirmEnrollmentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.ConfirmEnrollmentResponse, _abc.Awaitable[_identity_pb2.ConfirmEnrollmentResponse]]:
-        """Ends enrolment by proving the TOTP secret. Auth: public."""
+        """Ends enrolment by proving the TOTP secret. Auth: public. UNAUTHENTICATED with the reason ENROLMENT_REFUSED for
+        anything but the newest start of it.
+        """
 
     @_abc_1.abstractmethod
     def SignIn(
@@ -199,7 +219,9 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.CreateUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.CreateUserResponse, _abc.Awaitable[_identity_pb2.CreateUserResponse]]:
-        """Creates a person and returns a single-use enrolment code. Auth: policy `policy_guard.user.create`, MFA."""
+        """Creates a person and returns a single-use enrolment code. Auth: policy `policy_guard.user.create`, MFA.
+        ALREADY_EXISTS when the subject is taken.
+        """
 
     @_abc_1.abstractmethod
     def GetUser(
@@ -223,7 +245,9 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.UpdateUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.UpdateUserResponse, _abc.Awaitable[_identity_pb2.UpdateUserResponse]]:
-        """Replaces a person's roles or disables them. Auth: policy `policy_guard.user.update`, MFA, never oneself."""
+        """Replaces a person's roles or disables them. Auth: policy `policy_guard.user.update`, MFA, never oneself.
+        INVALID_ARGUMENT for another tenant than theirs.
+        """
 
     @_abc_1.abstractmethod
     def RecoverUser(

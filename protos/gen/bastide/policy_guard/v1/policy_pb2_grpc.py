@@ -27,7 +27,9 @@ if _version_not_supported:
 
 class PolicyServiceStub(object):
     """The life of policies: validated, proposed, activated by a second person, rolled back. Auth: policy for every
-    method; changes need MFA.
+    method; changes need MFA. Errors common to all: UNAUTHENTICATED, PERMISSION_DENIED with policy's public reasons,
+    INVALID_ARGUMENT naming the field, NOT_FOUND for a revision that does not exist, UNAVAILABLE (see
+    bastide.types.v1.ErrorReason).
     """
 
     def __init__(self, channel):
@@ -75,7 +77,9 @@ class PolicyServiceStub(object):
 
 class PolicyServiceServicer(object):
     """The life of policies: validated, proposed, activated by a second person, rolled back. Auth: policy for every
-    method; changes need MFA.
+    method; changes need MFA. Errors common to all: UNAUTHENTICATED, PERMISSION_DENIED with policy's public reasons,
+    INVALID_ARGUMENT naming the field, NOT_FOUND for a revision that does not exist, UNAVAILABLE (see
+    bastide.types.v1.ErrorReason).
     """
 
     def GetRevision(self, request, context):
@@ -101,7 +105,7 @@ class PolicyServiceServicer(object):
 
     def ProposePolicy(self, request, context):
         """Keeps a valid bundle as a proposed revision. Auth: policy `policy_guard.policy.propose`, MFA.
-        FAILED_PRECONDITION when the bundle does not validate.
+        FAILED_PRECONDITION with the reason POLICY_REFUSED when the bundle does not validate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,7 +113,8 @@ class PolicyServiceServicer(object):
 
     def ActivatePolicy(self, request, context):
         """Makes a proposed revision the active one. Auth: policy `policy_guard.policy.activate`, MFA, and not the proposer,
-        judged by the policy that is active now. ABORTED when another activation won.
+        judged by the policy that is active now. ABORTED when another activation won; FAILED_PRECONDITION with the reason
+        POLICY_REFUSED when the bundle no longer validates.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,6 +122,7 @@ class PolicyServiceServicer(object):
 
     def RollbackPolicy(self, request, context):
         """Makes the revision that was active before the active one again. Auth: policy `policy_guard.policy.rollback`, MFA.
+        FAILED_PRECONDITION with the reason NO_EARLIER_REVISION when there is none; ABORTED when another activation won.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,6 +130,7 @@ class PolicyServiceServicer(object):
 
     def EvaluatePolicy(self, request, context):
         """Evaluates a revision on a given input, without effect. Auth: policy `policy_guard.policy.evaluate`.
+        UNAVAILABLE with the reason GUARD_UNAVAILABLE when the revision gives no single well-formed result.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -177,7 +184,9 @@ def add_PolicyServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class PolicyService(object):
     """The life of policies: validated, proposed, activated by a second person, rolled back. Auth: policy for every
-    method; changes need MFA.
+    method; changes need MFA. Errors common to all: UNAUTHENTICATED, PERMISSION_DENIED with policy's public reasons,
+    INVALID_ARGUMENT naming the field, NOT_FOUND for a revision that does not exist, UNAVAILABLE (see
+    bastide.types.v1.ErrorReason).
     """
 
     @staticmethod

@@ -28,7 +28,9 @@ GRPC_VERSION: str
 
 class PolicyServiceStub:
     """The life of policies: validated, proposed, activated by a second person, rolled back. Auth: policy for every
-    method; changes need MFA.
+    method; changes need MFA. Errors common to all: UNAUTHENTICATED, PERMISSION_DENIED with policy's public reasons,
+    INVALID_ARGUMENT naming the field, NOT_FOUND for a revision that does not exist, UNAVAILABLE (see
+    bastide.types.v1.ErrorReason).
     """
 
     @_typing.overload
@@ -43,21 +45,28 @@ class PolicyServiceStub:
     """Checks a bundle without keeping it. Auth: policy `policy_guard.policy.validate`. Findings are an answer."""
     ProposePolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ProposePolicyRequest, _policy_pb2.ProposePolicyResponse]
     """Keeps a valid bundle as a proposed revision. Auth: policy `policy_guard.policy.propose`, MFA.
-    FAILED_PRECONDITION when the bundle does not validate.
+    FAILED_PRECONDITION with the reason POLICY_REFUSED when the bundle does not validate.
     """
     ActivatePolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ActivatePolicyRequest, _policy_pb2.ActivatePolicyResponse]
     """Makes a proposed revision the active one. Auth: policy `policy_guard.policy.activate`, MFA, and not the proposer,
-    judged by the policy that is active now. ABORTED when another activation won.
+    judged by the policy that is active now. ABORTED when another activation won; FAILED_PRECONDITION with the reason
+    POLICY_REFUSED when the bundle no longer validates.
     """
     RollbackPolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.RollbackPolicyRequest, _policy_pb2.RollbackPolicyResponse]
-    """Makes the revision that was active before the active one again. Auth: policy `policy_guard.policy.rollback`, MFA."""
+    """Makes the revision that was active before the active one again. Auth: policy `policy_guard.policy.rollback`, MFA.
+    FAILED_PRECONDITION with the reason NO_EARLIER_REVISION when there is none; ABORTED when another activation won.
+    """
     EvaluatePolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.EvaluatePolicyRequest, _policy_pb2.EvaluatePolicyResponse]
-    """Evaluates a revision on a given input, without effect. Auth: policy `policy_guard.policy.evaluate`."""
+    """Evaluates a revision on a given input, without effect. Auth: policy `policy_guard.policy.evaluate`.
+    UNAVAILABLE with the reason GUARD_UNAVAILABLE when the revision gives no single well-formed result.
+    """
 
 @_typing.type_check_only
 class PolicyServiceAsyncStub(PolicyServiceStub):
     """The life of policies: validated, proposed, activated by a second person, rolled back. Auth: policy for every
-    method; changes need MFA.
+    method; changes need MFA. Errors common to all: UNAUTHENTICATED, PERMISSION_DENIED with policy's public reasons,
+    INVALID_ARGUMENT naming the field, NOT_FOUND for a revision that does not exist, UNAVAILABLE (see
+    bastide.types.v1.ErrorReason).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -69,20 +78,27 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """Checks a bundle without keeping it. Auth: policy `policy_guard.policy.validate`. Findings are an answer."""
     ProposePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.ProposePolicyRequest, _policy_pb2.ProposePolicyResponse]  # type: ignore[assignment]
     """Keeps a valid bundle as a proposed revision. Auth: policy `policy_guard.policy.propose`, MFA.
-    FAILED_PRECONDITION when the bundle does not validate.
+    FAILED_PRECONDITION with the reason POLICY_REFUSED when the bundle does not validate.
     """
     ActivatePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.ActivatePolicyRequest, _policy_pb2.ActivatePolicyResponse]  # type: ignore[assignment]
     """Makes a proposed revision the active one. Auth: policy `policy_guard.policy.activate`, MFA, and not the proposer,
-    judged by the policy that is active now. ABORTED when another activation won.
+    judged by the policy that is active now. ABORTED when another activation won; FAILED_PRECONDITION with the reason
+    POLICY_REFUSED when the bundle no longer validates.
     """
     RollbackPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.RollbackPolicyRequest, _policy_pb2.RollbackPolicyResponse]  # type: ignore[assignment]
-    """Makes the revision that was active before the active one again. Auth: policy `policy_guard.policy.rollback`, MFA."""
+    """Makes the revision that was active before the active one again. Auth: policy `policy_guard.policy.rollback`, MFA.
+    FAILED_PRECONDITION with the reason NO_EARLIER_REVISION when there is none; ABORTED when another activation won.
+    """
     EvaluatePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.EvaluatePolicyRequest, _policy_pb2.EvaluatePolicyResponse]  # type: ignore[assignment]
-    """Evaluates a revision on a given input, without effect. Auth: policy `policy_guard.policy.evaluate`."""
+    """Evaluates a revision on a given input, without effect. Auth: policy `policy_guard.policy.evaluate`.
+    UNAVAILABLE with the reason GUARD_UNAVAILABLE when the revision gives no single well-formed result.
+    """
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     """The life of policies: validated, proposed, activated by a second person, rolled back. Auth: policy for every
-    method; changes need MFA.
+    method; changes need MFA. Errors common to all: UNAUTHENTICATED, PERMISSION_DENIED with policy's public reasons,
+    INVALID_ARGUMENT naming the field, NOT_FOUND for a revision that does not exist, UNAVAILABLE (see
+    bastide.types.v1.ErrorReason).
     """
 
     @_abc_1.abstractmethod
@@ -116,7 +132,7 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.ProposePolicyResponse, _abc.Awaitable[_policy_pb2.ProposePolicyResponse]]:
         """Keeps a valid bundle as a proposed revision. Auth: policy `policy_guard.policy.propose`, MFA.
-        FAILED_PRECONDITION when the bundle does not validate.
+        FAILED_PRECONDITION with the reason POLICY_REFUSED when the bundle does not validate.
         """
 
     @_abc_1.abstractmethod
@@ -126,7 +142,8 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.ActivatePolicyResponse, _abc.Awaitable[_policy_pb2.ActivatePolicyResponse]]:
         """Makes a proposed revision the active one. Auth: policy `policy_guard.policy.activate`, MFA, and not the proposer,
-        judged by the policy that is active now. ABORTED when another activation won.
+        judged by the policy that is active now. ABORTED when another activation won; FAILED_PRECONDITION with the reason
+        POLICY_REFUSED when the bundle no longer validates.
         """
 
     @_abc_1.abstractmethod
@@ -135,7 +152,9 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.RollbackPolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.RollbackPolicyResponse, _abc.Awaitable[_policy_pb2.RollbackPolicyResponse]]:
-        """Makes the revision that was active before the active one again. Auth: policy `policy_guard.policy.rollback`, MFA."""
+        """Makes the revision that was active before the active one again. Auth: policy `policy_guard.policy.rollback`, MFA.
+        FAILED_PRECONDITION with the reason NO_EARLIER_REVISION when there is none; ABORTED when another activation won.
+        """
 
     @_abc_1.abstractmethod
     def EvaluatePolicy(
@@ -143,6 +162,8 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.EvaluatePolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.EvaluatePolicyResponse, _abc.Awaitable[_policy_pb2.EvaluatePolicyResponse]]:
-        """Evaluates a revision on a given input, without effect. Auth: policy `policy_guard.policy.evaluate`."""
+        """Evaluates a revision on a given input, without effect. Auth: policy `policy_guard.policy.evaluate`.
+        UNAVAILABLE with the reason GUARD_UNAVAILABLE when the revision gives no single well-formed result.
+        """
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
