@@ -11,12 +11,13 @@ from typing import BinaryIO
 
 from shared.child import frames, tether
 from shared.child.worker import FAILED, OK, Limits
+from shared.cores import forbid_core_dumps
 
 
 def main(target: str, parent: int, limits: Limits) -> None:
     """Answer requests on standard input until it ends. Nothing else is ever written to the reply pipe."""
     tether.die_with_parent(parent)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    forbid_core_dumps()
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
     requests, replies = _take_pipes()
     module, _, function = target.partition(":")

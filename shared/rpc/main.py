@@ -17,6 +17,7 @@ from rich.table import Table
 
 from shared import observability
 from shared.config import ConfigError, Loaded, Settings, load
+from shared.cores import forbid_core_dumps
 from shared.errors import Error
 from shared.records.migrations import migrate
 from shared.rpc.channel import PeerSettings
@@ -51,6 +52,7 @@ def main(
     commands: dict[str, Command[S]] | None = None,
 ) -> int:
     """Run the service named `service` (as in `audit`, `policy_guard`) and return the exit code."""
+    forbid_core_dumps()
     parser = argparse.ArgumentParser(prog=f"python -m services.{service}")
     parser.add_argument("--config", type=Path, help=f"TOML file; variables BASTIDE_{service.upper()}_* override it")
     parser.add_argument("--check-config", action="store_true", help="explain every setting and exit")

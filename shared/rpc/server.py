@@ -7,7 +7,6 @@ import contextlib
 import errno
 import gc
 import inspect
-import resource
 import signal
 import time
 import uuid
@@ -157,7 +156,6 @@ class Server:
 
     async def start(self) -> None:
         """Listen. Raises OSError naming the address when it cannot be had."""
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         credentials, address = server_credentials(self._settings.tls), self._settings.listen
         try:
             self.port = self._server.add_secure_port(address, credentials)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 from collections.abc import AsyncIterator
 
 import grpc
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -57,6 +59,13 @@ async def in_mid_stream(stage: Stage, gate: asyncio.Event) -> asyncio.Task[Outco
 async def well_again(stage: Stage) -> None:
     stage.remote.events = remote_model.GOOD
     await stage.well(question(model="remote"))
+
+
+async def test_no_process_may_dump_core(stage: Stage) -> None:
+    assert isinstance(stage.suite, ProcessSuite)
+    for process in stage.suite.processes.values():
+        for pid in (process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))):
+            assert resource.prlimit(pid, resource.RLIMIT_CORE) == (1, 1)
 
 
 @pytest.mark.parametrize("service", ["policy-guard", "audit"])
