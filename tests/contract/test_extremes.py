@@ -98,9 +98,15 @@ async def _call(
         timeout=ENDLESS_SECONDS if endless else 20, metadata=metadata
     )
     try:
-        for message in messages:
+        # In step, as a session's client: what is written after the server ended the call, before this client heard of
+        # it, is answered by the client's own library with INTERNAL.
+        last = len(messages) - 1
+        for number, message in enumerate(messages):
             await stream.write(message.SerializeToString())
-        await stream.done_writing()
+            if number == last:
+                await stream.done_writing()
+            elif _is_last(await stream.read()):
+                break
         while await stream.read() is not grpc.aio.EOF:
             if endless:
                 stream.cancel()
@@ -110,3 +116,11 @@ async def _call(
         return error.code()
     except asyncio.InvalidStateError:  # written after the server ended the call
         return await stream.code()
+
+
+def _is_last(response: object) -> bool:
+    """Tell whether a session goes no further: it has ended, or is a denial or a cut."""
+    if not isinstance(response, bytes):
+        return True
+    answer = guard_pb2.GuardInferenceResponse.FromString(response)
+    return answer.HasField("cut") or (answer.HasField("decided") and not answer.decided.messages)
