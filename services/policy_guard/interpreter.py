@@ -50,7 +50,7 @@ def inspector(_: bytes) -> Callable[[bytes], bytes]:
         try:
             engine = _engine(bundle["modules"], bundle["data"])
             trees = json.loads(engine.get_ast_as_json())
-            problems = lint.check(trees)
+            problems = lint.check(trees, bundle["data"])
         except _MALFORMED as failure:
             problems = [_problem("parse", failure)]
         if bundle["tests"] and not problems:

@@ -52,7 +52,7 @@ test_topics_are_exempt_for_approved_purposes if {
 test_kinds_begin_with_their_category if {
 	every category, kinds in data.bastide.content.kinds {
 		every kind in kinds {
-			strings.any_prefix_match(sprintf("%s_", [kind]), sprintf("%s_", [category]))
+			strings.any_prefix_match(concat("", [kind, "_"]), concat("", [category, "_"]))
 		}
 	}
 }

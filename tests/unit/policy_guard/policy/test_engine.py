@@ -134,7 +134,7 @@ async def test_a_killed_engine_comes_back(engine: PolicyEngine) -> None:
 
 
 async def test_a_policy_that_never_ends_is_cut_at_the_deadline(engine: PolicyEngine) -> None:
-    loop = "count([1 | some a in numbers.range(1, 3000); some b in numbers.range(1, 3000); a * b == 0]) >= 0"
+    loop = "count([1 | some a in numbers.range(1, 3000); some b in numbers.range(1, 3000); [a, b] == [0, 0]]) >= 0"
     slow = with_module(
         "bastide/access/access.rego",
         ("default role_allows := false", f"default role_allows := false\n\nslow if {{\n\t{loop}\n}}"),
@@ -148,7 +148,7 @@ async def test_a_policy_that_never_ends_is_cut_at_the_deadline(engine: PolicyEng
 async def test_an_evaluation_error_is_no_answer_and_harms_nothing_else(engine: PolicyEngine) -> None:
     broken = with_module(
         "bastide/access/access.rego",
-        ("\tinput_ok\n\trole_allows\n", "\tinput_ok\n\tto_number(input.action) > 0\n\trole_allows\n"),
+        ("\tinput_ok\n\trole_allows\n", "\tinput_ok\n\tformat_int(input.action, 10) != \n\trole_allows\n"),
     )
     await engine.load(broken)
     for _ in range(2):

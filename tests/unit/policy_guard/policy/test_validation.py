@@ -36,7 +36,7 @@ async def test_the_default_bundle_is_valid_on_both_engines(engine: PolicyEngine)
         (with_module(ACCESS, ("default effect", "x := http.send({})\n\ndefault effect")), "builtins"),
         (with_module(ACCESS, ("default effect", "unsafe := nowhere\n\ndefault effect")), "tests"),
         (with_module(ACCESS, ("package bastide.access\n", "package bastide.other\n")), "lint"),
-        (with_module(ACCESS, ("default effect", "unused(x) := x + 1\n\ndefault effect")), "coverage"),
+        (with_module(ACCESS, ("default effect", "unused(x) := [x]\n\ndefault effect")), "coverage"),
         (with_module(ACCESS, ("\tnot input.principal.subject in input.resource.submitters\n", "")), "tests"),
         (with_data({"bastide": {"mfa": {"max_age_seconds": "900"}}}), "schema"),
         (with_data({"bastide": {"tenants": {"default": {"active": "yes"}}}}), "schema"),

@@ -55,7 +55,7 @@ input_ok if {
 # A kind is its category or begins with it, so that what holds for a category holds for all its kinds.
 kind_fits(finding) if finding.kind == finding.category
 
-kind_fits(finding) if startswith(finding.kind, sprintf("%s_", [finding.category]))
+kind_fits(finding) if startswith(finding.kind, concat("", [finding.category, "_"]))
 
 # Topics are judged by their label.
 labelled(finding) if finding.category != "TOPIC"
