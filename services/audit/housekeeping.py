@@ -9,20 +9,25 @@ from types import TracebackType
 import structlog
 from prometheus_client import Gauge
 
+from services.audit.errors import LogCorrupt, WrongLog
 from services.audit.leases import Leases
 from services.audit.log import Log
 from services.audit.publisher import Publisher
 from shared.errors import Error
 
+# A folder that cannot be written is no reason to refuse records; a log that is not the one published is.
+WRONG = frozenset({LogCorrupt.reason, WrongLog.reason})
+
 _logger = structlog.get_logger(__name__)
 
-FAULTS = Gauge("bastide_housekeeping_faults", "1 while `publish` or `leases` fails; appends go on.", ["task"])
+FAULTS = Gauge("bastide_housekeeping_faults", "1 while `publish` or `leases` fails.", ["task"])
 
 
 class Housekeeping:
     """Runs both while it is entered; leaving it publishes what was appended last.
 
-    `faults` holds the reason of what last failed, by task (`publish`, `leases`), until it succeeds again.
+    `faults` holds the reason of what last failed, by task (`publish`, `leases`), until it succeeds again. While the
+    published log is not a prefix of the stored one nothing is appended.
     """
 
     def __init__(
@@ -59,6 +64,8 @@ class Housekeeping:
         while True:
             generation = self._log.grown.generation
             await self._attempt("publish", self._publisher.publish)
+            fault = self.faults.get("publish", "")
+            self._log.halt(fault if fault in WRONG else "")
             await asyncio.sleep(self._publish_seconds)
             await self._log.grown.wait(generation, self._publish_seconds)
 

@@ -13,7 +13,7 @@ import structlog
 from prometheus_client import Gauge
 
 from services.audit.entry import Appended, Draft, Entry, draft
-from services.audit.errors import LogBusy, RecordConflict
+from services.audit.errors import LogBusy, LogCorrupt, RecordConflict
 from services.audit.reader import LogReader
 from services.audit.sequencer import Placed, Sequencer, Step
 from services.audit.tiles import Tiles
@@ -73,6 +73,8 @@ class Log:
         self._queued_bytes = 0
         self._arrived = asyncio.Event()
         self._closing = False
+        self._halted = ""
+        self._failed = ""
         self._writer: asyncio.Task[None] | None = None
         QUEUED_GROUPS.set_function(lambda: len(self._queue))
         QUEUED_BYTES.set_function(lambda: self._queued_bytes)
@@ -91,6 +93,15 @@ class Log:
         self._arrived.set()
         if self._writer is not None:
             await self._writer
+
+    @property
+    def fault(self) -> str:
+        """Why the store must not be appended to (`LOG_CORRUPT`, `WRONG_LOG`), as long as that is so; else empty."""
+        return self._halted or self._failed
+
+    def halt(self, reason: str) -> None:
+        """Refuse what comes, because somebody else found the store wrong; an empty `reason` takes that back."""
+        self._halted = reason
 
     async def append(self, entry: Entry, *, within: float) -> Appended:
         """Append one entry; see `append_all`."""
@@ -121,6 +132,8 @@ class Log:
     async def _submit(self, drafts: tuple[Draft, ...], within: float) -> tuple[Appended | None, ...]:
         if self._closing or self._writer is None or self._writer.done():
             raise AuditUnavailable("the log is not open")
+        if self._halted:
+            raise AuditUnavailable("the log is not the one that was published")
         size = sum(item.size for item in drafts)
         limits = self._limits
         if len(self._queue) >= limits.queued_groups or self._queued_bytes + size > limits.queued_bytes:
@@ -167,6 +180,7 @@ class Log:
             step = await self._sequencer.commit([waiting.drafts for waiting in batch])
         except Exception as error:  # noqa: BLE001 - whatever it is, every waiter is told and the next batch starts afresh
             _logger.error("audit_batch_failed", entries=len(batch), error=type(error).__name__)
+            self._failed = error.reason if isinstance(error, LogCorrupt) else ""
             for waiting in batch:
                 _refuse(waiting, error)
             return
@@ -174,6 +188,7 @@ class Log:
             for waiting in batch:
                 _refuse(waiting, None)
             raise
+        self._failed = ""
         self.grown.notify()
         for waiting, outcome in zip(batch, step.outcomes, strict=True):
             if waiting.done.done():

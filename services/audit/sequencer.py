@@ -1,7 +1,9 @@
 """Gives entries their places: one transaction is one step of the tree, signed.
 
 Two replicas can never fork the tree. The head row's lock lets one writer at a time read the tree, extend it and
-commit; each step starts from the head as it is under that lock, never from memory alone.
+commit; each step starts from the head as it is under that lock, never from memory alone. What memory is for: a store
+that went back behind what this process saw committed (a failover that lost transactions) is refused, never extended,
+or the same key would sign two trees of one size.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 
 from prometheus_client import Counter, Gauge
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.audit.entry import END_KINDS, Draft
 from services.audit.errors import LogCorrupt, WrongLog
@@ -27,7 +30,7 @@ from services.audit.tiles import Tiles
 from shared.errors import DataLoss
 from shared.records.store import Records
 from shared.transparency.checkpoint import Checkpoint, sign_checkpoint, verify_checkpoint
-from shared.transparency.merkle import EMPTY_ROOT
+from shared.transparency.merkle import EMPTY_ROOT, Range
 from shared.transparency.note import Signer
 from shared.transparency.tiles import TileReader
 from shared.transparency.tree import Tree
@@ -69,6 +72,7 @@ class Sequencer:
         self._signer = signer
         self._tiles = tiles
         self._tree: Tree | None = None
+        self._seen: Head | None = None
 
     async def open(self) -> Head:
         """Begin the log if it has not begun, check that it is ours and whole, and return its head.
@@ -92,6 +96,7 @@ class Sequencer:
             raise LogCorrupt("the stored head is not the one that was signed")
         async with self._records.read() as connection:
             await self._tiles.resume(connection, head.size, head.root)
+        self._seen = head
         LOG_ENTRIES.set(head.size)
         return head
 
@@ -105,6 +110,7 @@ class Sequencer:
             head = await read_head(connection, lock=True)
             if head is None:
                 raise LogCorrupt("the log lost its head")
+            await self._check_seen(connection, head)
             if tree is None or (tree.size, tree.root()) != (head.size, head.root):
                 tree = await self._tiles.resume(connection, head.size, head.root)
             known = await find_keys(connection, {draft.key for group in groups for draft in group})
@@ -121,11 +127,21 @@ class Sequencer:
                 await insert_entries(connection, placing.new)
                 await self._tiles.store(connection, tree.take())
                 await swap_head(connection, head, new)
-        self._tree = tree
+        self._tree, self._seen = tree, new
         LOG_ENTRIES.set(new.size)
         for _, draft in placing.new:
             APPENDED.labels(draft.entry.kind).inc()
         return Step(outcomes=outcomes, head=new, new=dict(placing.new), reader=reader)
+
+    async def _check_seen(self, connection: AsyncConnection, head: Head) -> None:
+        seen = self._seen
+        if seen is None or seen == head:
+            return
+        if seen.size >= head.size:
+            raise LogCorrupt("the store went back behind a tree that was signed")
+        # Not from the cache, which may hold tiles of the tree that the store no longer has.
+        if await Tiles(cached=0).read(connection, [Range(0, seen.size)]) != [seen.root]:
+            raise LogCorrupt("the stored tree does not extend one that was signed")
 
     def _sign(self, size: int, root: bytes) -> Head:
         checkpoint = Checkpoint(origin=self._signer.name, size=size, root=root)

@@ -10,8 +10,7 @@ from pathlib import Path
 from bastide.audit.v1 import audit_pb2
 from services.audit import methods
 from services.audit.config import AuditSettings
-from services.audit.errors import LogCorrupt, WrongLog
-from services.audit.housekeeping import Housekeeping
+from services.audit.housekeeping import WRONG, Housekeeping
 from services.audit.leases import Leases
 from services.audit.log import Log
 from services.audit.people import People
@@ -30,9 +29,6 @@ from shared.statements import TrustRoot
 from shared.transparency.note import Signer
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-
-
-_WRONG = frozenset({LogCorrupt.reason, WrongLog.reason})
 
 
 def _now() -> dt.datetime:
@@ -74,8 +70,8 @@ async def compose(settings: AuditSettings) -> AsyncIterator[Server]:
 
         async def problems() -> Mapping[str, str]:
             await audit_log.reader.head()
-            # A folder that cannot be written is no reason to refuse records; a log that is not the one published is.
-            return {task: reason for task, reason in housekeeping.faults.items() if reason in _WRONG}
+            found = {"append": audit_log.fault} if audit_log.fault else {}
+            return found | {task: reason for task, reason in housekeeping.faults.items() if reason in WRONG}
 
         server = Server(
             settings.server,

@@ -168,6 +168,31 @@ async def test_a_failing_store_fails_its_batch_and_the_next_starts_from_what_is_
     assert appended.proof.verify(appended.leaf, SIGNER.verifier).size == 2
 
 
+@pytest.mark.parametrize("other", [0, 2], ids=["behind", "another-tree"])
+async def test_a_store_that_goes_back_under_a_running_log_is_not_extended(
+    url: str, records: Records, clock: Clock, other: int
+) -> None:
+    async with open_log(url, clock) as log:
+        await log.append_all([entry(n) for n in range(3)], within=10)
+        async with records.read() as connection:
+            head = (await connection.execute(text("SELECT size, root, checkpoint FROM head"))).one()._asdict()
+            tile = await connection.scalar(text("SELECT hashes FROM hash_tiles"))
+        signed = verify_checkpoint((await log.append(entry(3), within=10)).checkpoint, SIGNER.verifier)
+        await execute(records, "DELETE FROM entries WHERE entry_index = 3")
+        await execute(records, "UPDATE head SET size = :size, root = :root, checkpoint = :checkpoint", **head)
+        await execute(records, "UPDATE hash_tiles SET hashes = :tile", tile=tile)
+        if other:
+            # Another process saw nothing of entry 3 and went on from the store as it is.
+            async with open_log(url, clock) as fresh:
+                await fresh.append_all([entry(n) for n in range(10, 10 + other)], within=10)
+        with pytest.raises(AuditUnavailable) as refused:
+            await log.append(entry(20), within=10)
+        assert isinstance(refused.value.__cause__, LogCorrupt)
+        assert log.fault == "LOG_CORRUPT"
+        assert (await log.reader.head()).size == 3 + other
+        assert signed.size == 4
+
+
 async def test_two_replicas_on_postgresql_never_fork_the_tree(postgresql_stores: Stores, clock: Clock) -> None:
     url = postgresql_stores.new(SCRIPTS)
     limits = Limits(batch_entries=7)

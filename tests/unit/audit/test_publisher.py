@@ -17,7 +17,7 @@ from services.audit.leases import Leases
 from services.audit.log import Log
 from services.audit.migrations import SCRIPTS
 from services.audit.publisher import Publisher
-from shared.errors import FailedPrecondition
+from shared.errors import AuditUnavailable, FailedPrecondition
 from shared.records.store import Records
 from shared.transparency.checkpoint import Checkpoint
 from shared.transparency.directory import verify_directory
@@ -237,6 +237,25 @@ async def test_a_checkpoint_over_other_entries_is_refused(log: Log, publisher: P
     (tmp_path / "published/checkpoint").write_text(SIGNER.sign("\n".join(text_) + "\n"))
     with pytest.raises(Unverified, match="its root is not that of the entries"):
         verify_directory(tmp_path / "published", VKEY)
+
+
+async def test_nothing_is_appended_to_a_store_that_is_not_the_published_one(
+    log: Log, publisher: Publisher, records: Records, tmp_path: Path
+) -> None:
+    keeping = Housekeeping(log, publisher, Leases(records, log), publish_seconds=0.001, lease_seconds=60)
+    note = tmp_path / "published/checkpoint"
+    async with asyncio.timeout(30), keeping:
+        shown = note.read_text()
+        ahead = Checkpoint(origin=SIGNER.name, size=9, root=bytes(32))
+        note.write_text(SIGNER.sign(ahead.text))
+        while not log.fault:
+            await asyncio.sleep(0)
+        with pytest.raises(AuditUnavailable, match="not the one that was published"):
+            await log.append(entry(0), within=10)
+        note.write_text(shown)
+        while log.fault:
+            await asyncio.sleep(0)
+        await log.append(entry(0), within=10)
 
 
 async def test_housekeeping_reports_what_fails_and_goes_on(
