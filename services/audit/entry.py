@@ -6,8 +6,8 @@ the index from the leaves alone:
     {"lease_expires":"...Z","record":{"data":{...},"fields":{...}},"record_id":"...","time":"...Z","version":1,
      "writer":"..."}
 
-`record` is what the writer states; its SHA-256 tells a repeated record from another one with the same id. Time and
-the lease's end are audit's, and differ when a writer tries again.
+`record` is what the writer states; its SHA-256, over the tags of what is sealed beside it too, tells a repeated record
+from another one with the same id. Time and the lease's end are audit's, and differ when a writer tries again.
 """
 
 from __future__ import annotations
@@ -55,11 +55,15 @@ def format_time(time: datetime) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Sealed:
-    """Content kept outside the leaf: ciphertext under the key of the person `pseudonym` names."""
+    """Content kept outside the leaf: ciphertext under the key of the person `pseudonym` names.
+
+    `tag` is the same for the same content of the same record, and says nothing without that key.
+    """
 
     name: str
     pseudonym: str
     ciphertext: bytes
+    tag: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +166,7 @@ def draft(entry: Entry, now: datetime, *, closes: int | None = None) -> Draft:
     return Draft(
         entry=entry,
         time=to_micros(now),
-        digest=hashlib.sha256(statement).digest(),
+        digest=hashlib.sha256(b"".join((statement, *(part.tag for part in entry.sealed)))).digest(),
         leaf=leaf,
         leaf_hash=hash_leaf(leaf),
         closes=closes,

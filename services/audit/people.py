@@ -123,10 +123,10 @@ class People:
             key = self._known_keys[pseudonym] = await self._key(pseudonym)
         context = _context(writer, record_id, name)
         if len(content) <= _INLINE_BYTES:
-            ciphertext = self._cipher.seal(key, content, context)
+            ciphertext, tag = self._seal(key, content, context)
         else:
-            ciphertext = await asyncio.to_thread(self._cipher.seal, key, content, context)
-        return Sealed(name=name, pseudonym=pseudonym, ciphertext=ciphertext)
+            ciphertext, tag = await asyncio.to_thread(self._seal, key, content, context)
+        return Sealed(name=name, pseudonym=pseudonym, ciphertext=ciphertext, tag=tag)
 
     async def unseal(self, index: int, name: str) -> bytes:
         """Return the content sealed beside an entry; raises `NotFound`, or `Erased` once its person was."""
@@ -168,6 +168,13 @@ class People:
         if wrapped is None:
             raise Erased("the person was erased")
         return await asyncio.to_thread(self._keys.unwrap, wrapped, f"person/{pseudonym}")
+
+    def _seal(self, key: bytes, content: bytes, context: str) -> tuple[bytes, bytes]:
+        # A key of its own: the cipher's is for the cipher alone.
+        tagging = hmac.digest(key, b"content tag", "sha256")
+        return self._cipher.seal(key, content, context), hmac.digest(
+            tagging, context.encode() + b"\0" + content, "sha256"
+        )
 
     def _lookup(self, person: Person) -> bytes:
         return hmac.digest(self._lookup_key, person.encode(), "sha256")

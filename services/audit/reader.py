@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ from shared.transparency.proof import TlogProof
 from shared.transparency.tiles import TileId, tile_width
 
 MAX_PAGE_SIZE = 500
+# Beside the other fields of 500 entries it leaves a response below the 4 MiB that any gRPC client takes.
+MAX_PAGE_BYTES = 3 * 1024 * 1024
 _TAIL_PAGE = 256
 
 
@@ -66,7 +69,7 @@ class LogReader:
         return found[0]
 
     async def search(self, wanted: Filter, *, page_size: int, page_token: str = "", descending: bool = True) -> Page:
-        """Return one page of at most 500 entries in index order.
+        """Return one page of at most 500 entries, and 3 MiB of leaves, in index order.
 
         Pages are stable: what is appended meanwhile never moves an entry to another page. Raises
         `InvalidArgument` on a bad size, or a token of another filter or order.
@@ -76,11 +79,10 @@ class LogReader:
         digest = wanted.digest(descending=descending)
         after = decode_page_token(page_token, digest) if page_token else None
         found = await self._select(wanted, after=after, limit=page_size + 1, descending=descending)
-        more = len(found) > page_size
-        return Page(
-            records=tuple(found[:page_size]),
-            next_page_token=encode_page_token(found[page_size - 1].index, digest) if more else "",
-        )
+        sizes = itertools.accumulate(len(record.leaf) for record in found[:page_size])
+        records = tuple(record for record, size in zip(found, sizes, strict=False) if size <= MAX_PAGE_BYTES)
+        more = len(found) > len(records)
+        return Page(records=records, next_page_token=encode_page_token(records[-1].index, digest) if more else "")
 
     async def tail(self, from_index: int, wanted: Filter | None = None) -> AsyncIterator[Record]:
         """Yield matching entries from `from_index` on, for ever, each as soon as it is committed.

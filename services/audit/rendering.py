@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from typing import Any
 
 from google.protobuf import json_format
@@ -35,6 +36,8 @@ def to_entry(
         raise InvalidArgument("AUTHORISED records have a lease, others none", field="records.lease")
     if record.kind in _DECIDED and not record.HasField("decision"):
         raise InvalidArgument("AUTHORISED, ACCESS and DENIED records embed the decision", field="records.decision")
+    if not pseudonym and (record.HasField("opening") or record.sealed_text):
+        raise InvalidArgument("what is sealed is sealed for a principal", field="records.principal")
     if record.kind == record_pb2.RECORD_KIND_INTERRUPTED:
         raise InvalidArgument("only the audit service writes INTERRUPTED", field="records.kind")
     return entry.Entry(
@@ -93,6 +96,7 @@ def to_message(record: entry.Record) -> audit_pb2.Entry:
         call_id=fields.get("call_id", ""),
         decision_id=fields.get("decision_id", ""),
         method=fields.get("method", ""),
+        status_code=json.loads(record.leaf)["record"]["data"].get("status_code", 0),
         reason=fields.get("outcome", ""),
         tenant=fields.get("tenant", ""),
         pseudonym=fields.get("principal", ""),

@@ -38,7 +38,7 @@ class Recorder:
             sealed: tuple[Sealed, ...] = ()
             if record.HasField("principal"):
                 pseudonym = await self._people.pseudonym(_person(record.principal))
-                parts = {"opening": record.opening.SerializeToString(), "text": record.sealed_text}
+                parts = {"opening": record.opening.SerializeToString(deterministic=True), "text": record.sealed_text}
                 sealed = tuple(
                     [
                         await self._people.seal(pseudonym, writer, record.record_id, name, content)

@@ -135,7 +135,7 @@ async def test_a_full_queue_refuses_instead_of_growing(url: str, clock: Clock) -
     async with open_log(url, clock, Limits(queued_groups=3)) as log:
         outcomes = await asyncio.gather(*(log.append(entry(n), within=10) for n in range(5)), return_exceptions=True)
         assert [isinstance(o, LogBusy) for o in outcomes] == [False, False, False, True, True]
-    big = Sealed(name="text", pseudonym="p", ciphertext=bytes(1000))
+    big = Sealed(name="text", pseudonym="p", ciphertext=bytes(1000), tag=bytes(32))
     async with open_log(url, clock, Limits(queued_bytes=2500)) as log:
         outcomes = await asyncio.gather(
             *(log.append(entry(n, sealed=(big,)), within=10) for n in range(10, 14)), return_exceptions=True
@@ -267,9 +267,9 @@ async def test_an_altered_entry_is_never_returned(log: Log, records: Records) ->
         ({"model": "\ud800"}, "model"),
         ({"lease_expires": Clock().now}, "lease_expires"),
         ({"lease_expires": Clock().now.replace(tzinfo=None), "call_id": "c"}, "lease_expires"),
-        ({"sealed": (Sealed(name="a b", pseudonym="p", ciphertext=b""),)}, "sealed"),
-        ({"sealed": (Sealed(name="a", pseudonym="p", ciphertext=b""),) * 2}, "sealed"),
-        ({"sealed": (Sealed(name="a", pseudonym="p", ciphertext=bytes(2**21)),)}, "sealed"),
+        ({"sealed": (Sealed(name="a b", pseudonym="p", ciphertext=b"", tag=b""),)}, "sealed"),
+        ({"sealed": (Sealed(name="a", pseudonym="p", ciphertext=b"", tag=b""),) * 2}, "sealed"),
+        ({"sealed": (Sealed(name="a", pseudonym="p", ciphertext=bytes(2**21), tag=b""),)}, "sealed"),
     ],
 )
 async def test_an_entry_over_a_limit_is_refused_before_it_reaches_the_queue(

@@ -95,6 +95,19 @@ async def test_what_is_appended_meanwhile_moves_no_page(log: Log, clock: Clock) 
     assert second.next_page_token == ""
 
 
+async def test_a_page_ends_before_it_is_too_large_for_one_message(log: Log) -> None:
+    for first in range(0, 500, 250):
+        await log.append_all([entry(n, data={"text": "x" * 15_000}) for n in range(first, first + 250)], within=10)
+    found: list[int] = []
+    token = "start"
+    while token:
+        page = await log.reader.search(Filter(), page_size=500, page_token="" if token == "start" else token)
+        assert sum(len(record.leaf) for record in page.records) <= 3 * 1024 * 1024
+        found += [record.index for record in page.records]
+        token = page.next_page_token
+    assert found == list(range(500))[::-1]
+
+
 async def test_a_page_token_belongs_to_its_search(log: Log, clock: Clock) -> None:
     await fill(log, clock, 6)
     token = (await log.reader.search(Filter(tenant="acme"), page_size=1)).next_page_token

@@ -83,9 +83,9 @@ class Entry(_message.Message):
     method: _builtins.str
     """RPC method."""
     status_code: _builtins.int
-    """gRPC status code of the call."""
+    """gRPC status code of the call as the record has it; 0 for success, and in AUTHORISED and INTERRUPTED."""
     reason: _builtins.str
-    """ErrorInfo reason, if any."""
+    """The leaf's `outcome`: the ErrorInfo reason, or `OK`; `interrupted` in INTERRUPTED."""
     tenant: _builtins.str
     """Tenant, if any."""
     pseudonym: _builtins.str

@@ -92,7 +92,7 @@ class AuditServiceServicer(object):
 
     def ListRecords(self, request, context):
         """Lists entries, newest first. Auth: policy `audit.record.list`. Pages are stable: entries appended after the first
-        page never shift later pages.
+        page never shift later pages. A page ends early where it would be too large for one message (leaves of 3 MiB).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -221,7 +221,9 @@ class Record(_message.Message):
 
     @_builtins.property
     def opening(self) -> _decision_pb2.DecisionOpening:
-        """The personal facts behind the decision. Sealed under the person's key; erasable."""
+        """The personal facts behind the decision. Sealed under the person's key, so that `principal` MUST stand here as well;
+        erasable.
+        """
 
     @_builtins.property
     def inference(self) -> Global___InferenceFacts:
