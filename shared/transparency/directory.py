@@ -38,8 +38,9 @@ def verify_directory(path: Path, vkey: str, on_entry: Callable[[int, bytes], Non
     """Recompute the whole tree below `path` from its entry bundles and compare every tile and the checkpoint.
 
     Superseded partial tiles and bundles that were left in place must agree with the tree too. Whatever lies
-    beyond the checkpoint's size is ignored: a log writes tiles first. `on_entry` sees (index, leaf) of
-    entries that are not yet proven; use what it gathered only after this returns. Memory: one bundle.
+    beyond the checkpoint's size is ignored: a log writes tiles first, and may grow meanwhile, so that a partial tile
+    gives way to the full one. `on_entry` sees (index, leaf) of entries that are not yet proven; use what it gathered
+    only after this returns. Memory: one bundle.
 
     Raises `Malformed` or `Unverified` naming the first thing that is wrong and the file it is in.
     """
@@ -55,10 +56,9 @@ def verify_directory(path: Path, vkey: str, on_entry: Callable[[int, bytes], Non
     tiles = bundles = 0
     for index in range(-(-checkpoint.size // TILE_WIDTH)):
         width = tile_width(0, index, checkpoint.size)
-        name = bundle_path(index, width)
-        data = _read(path, name, _MAX_BUNDLE_BYTES)
+        name, data = _read_grown(path, bundle_path(index, width), bundle_path(index, TILE_WIDTH), _MAX_BUNDLE_BYTES)
         try:
-            leaves = decode_bundle(data, width)
+            leaves = decode_bundle(data, width if name == bundle_path(index, width) else TILE_WIDTH)[:width]
         except Malformed as error:
             raise Malformed(f"{name}: {error.message}") from None
         for leaf in leaves:
@@ -79,10 +79,13 @@ def verify_directory(path: Path, vkey: str, on_entry: Callable[[int, bytes], Non
     return VerifiedDirectory(checkpoint=checkpoint, tiles=tiles + len(edge), bundles=bundles)
 
 
-def _read(path: Path, name: str, limit: int) -> bytes:
+def _find(path: Path, name: str, limit: int) -> bytes | None:
+    """The content of a resource, None where there is none."""
     try:
         with (path / name).open("rb") as file:
             data = file.read(limit + 1)
+    except FileNotFoundError:
+        return None
     except OSError:
         raise Unverified(f"{name}: missing or unreadable") from None
     if len(data) > limit:
@@ -90,25 +93,48 @@ def _read(path: Path, name: str, limit: int) -> bytes:
     return data
 
 
+def _read(path: Path, name: str, limit: int) -> bytes:
+    data = _find(path, name, limit)
+    if data is None:
+        raise Unverified(f"{name}: missing or unreadable")
+    return data
+
+
+def _read_grown(path: Path, name: str, full: str, limit: int) -> tuple[str, bytes]:
+    """Return the resource `name`, or `full` by which the log has replaced it, and which of them it is."""
+    for found in (name, full):
+        if (data := _find(path, found, limit)) is not None:
+            return found, data
+    raise Unverified(f"{name}: missing or unreadable")
+
+
 def _check_tile(path: Path, tile: TileId, data: bytes) -> None:
     hashes = [data[at : at + HASH_SIZE] for at in range(0, len(data), HASH_SIZE)]
-    name = tile_path(tile, len(hashes))
-    stored = _read(path, name, TILE_WIDTH * HASH_SIZE)
+    full = tile_path(tile, TILE_WIDTH)
+    name, stored = _read_grown(path, tile_path(tile, len(hashes)), full, TILE_WIDTH * HASH_SIZE)
+    if name == full:
+        stored = stored[: len(data)]
     if len(stored) != len(data):
         raise Unverified(f"{name}: has {len(stored)} bytes, not {len(data)}")
     for at, value in enumerate(hashes):
         if stored[at * HASH_SIZE : (at + 1) * HASH_SIZE] != value:
             raise Unverified(f"{name}: hash {at} is not that of the entries")
-    _check_partials(path, tile_path(tile, TILE_WIDTH), hashes)
+    _check_partials(path, full, hashes)
 
 
 def _check_partials(path: Path, full: str, parts: list[bytes]) -> None:
     """Compare every partial resource beside `full` that is narrower than `parts` with its prefix of them."""
-    folder = path / f"{full}.p"
-    if not folder.is_dir():
+    try:
+        files = sorted(file.name for file in (path / f"{full}.p").iterdir())
+    except FileNotFoundError:
         return
-    for file in sorted(folder.iterdir()):
-        width = int(file.name) if file.name.isascii() and file.name.isdigit() else 0
-        name = f"{full}.p/{file.name}"
-        if 0 < width < len(parts) and _read(path, name, _MAX_BUNDLE_BYTES) != b"".join(parts[:width]):
-            raise Unverified(f"{name}: disagrees with the tree that followed it")
+    except OSError:
+        raise Unverified(f"{full}.p: unreadable") from None
+    for file in files:
+        width = int(file) if file.isascii() and file.isdigit() else 0
+        name = f"{full}.p/{file}"
+        if 0 < width < len(parts):
+            stored = _find(path, name, _MAX_BUNDLE_BYTES)
+            # One that is gone by now was dropped by a log that grew.
+            if stored is not None and stored != b"".join(parts[:width]):
+                raise Unverified(f"{name}: disagrees with the tree that followed it")

@@ -220,6 +220,29 @@ async def test_the_first_thing_that_is_wrong_is_named(
     assert caught.value.message == message
 
 
+async def test_a_log_that_grows_while_it_is_verified_verifies(log: Log, publisher: Publisher, tmp_path: Path) -> None:
+    directory, loop = tmp_path / "published", asyncio.get_running_loop()
+    await fill(log, 0, 300)
+    await publisher.publish()
+
+    async def grow() -> None:
+        await fill(log, 300, 600)
+        await publisher.publish()
+
+    def meanwhile(index: int, _leaf: bytes) -> None:
+        if index == 100:
+            asyncio.run_coroutine_threadsafe(grow(), loop).result(30)
+
+    found = await asyncio.to_thread(verify_directory, directory, VKEY, meanwhile)
+    assert not (directory / "tile/entries/001.p").exists()
+    assert (found.checkpoint.size, found.bundles) == (300, 2)
+    _flip(directory / "tile/0/001", 43 * 32)
+    old = SIGNER.sign(found.checkpoint.text)
+    (directory / "checkpoint").write_text(old)
+    with pytest.raises(Unverified, match="tile/0/001: hash 43 is not"):
+        verify_directory(directory, VKEY)
+
+
 async def test_a_directory_signed_by_another_key_is_refused(log: Log, publisher: Publisher, tmp_path: Path) -> None:
     await fill(log, 0, 3)
     await publisher.publish()
