@@ -20,6 +20,7 @@ or removed it since without breaking that signature or showing two different tre
 _PROVES_NOT = """It does not prove: that what the writer stated is true, who the pseudonym is, that the answer was
 delivered, or that others see the same tree (compare the root with a checkpoint you got elsewhere)."""
 _UNSIGNED = "The guard's own signatures in the entry were not checked; give --trust FILE to do so."
+_NOTHING_SIGNED = "The entry embeds nothing that the guard signed: what it says is its writer's word."
 _UNCHECKED = "Prompt and answer were not compared; give --prompt FILE and --answer FILE to do so."
 
 
@@ -104,5 +105,6 @@ def verify(  # noqa: PLR0917  (typer passes them by name)
             *((f"{name} given", "is the one that was recorded") for name in opened),
         ]
     )
-    unchecked = (*(() if signed else (_UNSIGNED,)), *(() if opened else (_UNCHECKED,)))
+    unsigned = _NOTHING_SIGNED if trust is not None else _UNSIGNED
+    unchecked = (*(() if signed else (unsigned,)), *(() if opened else (_UNCHECKED,)))
     output.line("\n".join(("", _PROVES, _PROVES_NOT, *unchecked)), style="dim")

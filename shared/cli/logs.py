@@ -151,10 +151,10 @@ def verify(
 def read_key(session: Session, path: Path | None) -> str:
     """Return the log's public key (vkey) from a file, by default the set-up's."""
     file = path or session.home.log_key
-    text = file.read_text().strip()
     try:
+        text = file.read_text(encoding="utf-8").strip()
         Verifier.parse(text)
-    except Malformed:
+    except (Malformed, UnicodeDecodeError):
         raise Failure(f"{file} holds no public key of a log (`<name>+<id>+<base64>`)", exit_code=USAGE) from None
     return text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import hmac
@@ -12,7 +13,7 @@ import rfc8785
 from google.protobuf import json_format
 
 from bastide.types.v1 import decision_pb2, evidence_pb2
-from shared.cli.failures import Failure
+from shared.cli.failures import USAGE, Failure
 from shared.cli.leaf import Leaf, decision_of
 from shared.errors import Error
 from shared.guard import DECISION_KEY, DECISION_TYPE, GUARD
@@ -26,6 +27,8 @@ from shared.transparency.note import Verifier
 from shared.transparency.proof import TlogProof
 
 _MAX_FILE_BYTES = 1 << 20
+# Whether the guard's decision allowed, by the kinds of entry that are nothing but its word.
+_DECIDED = {"authorised": True, "access": True, "denied": False}
 _NOT_PROVEN = "the receipt does NOT verify"
 
 
@@ -97,8 +100,8 @@ def verify(receipt: evidence_pb2.Receipt, vkey: str) -> VerifiedReceipt:
 def verify_decisions(leaf: Leaf, trust: TrustRoot) -> list[str]:
     """Check the guard's signatures on what the leaf embeds, and return the names of what was signed. Raises Failure.
 
-    A whole answer needs an allow and a verdict on that same decision; what a writer says without the guard is not
-    enough.
+    A whole answer needs an allow and a verdict on that same decision, and what else was allowed or denied a decision
+    that says so; what a writer says without the guard is not enough.
     """
     signed = leaf.decisions()
     effects = {}
@@ -116,24 +119,30 @@ def verify_decisions(leaf: Leaf, trust: TrustRoot) -> list[str]:
             raise Failure(f"the guard's {name} is about another call", title=_NOT_PROVEN)
         effects[name] = decision.effect
     allowed = {name for name, effect in effects.items() if effect == decision_pb2.EFFECT_ALLOW}
-    if leaf.field("kind") == "completed" and allowed != {"decision", "verdict"}:
+    kind = leaf.field("kind")
+    if kind == "completed" and allowed != {"decision", "verdict"}:
         raise Failure("the call ended well without the guard's word", title=_NOT_PROVEN)
+    if kind in _DECIDED and ("decision" not in signed or ("decision" in allowed) is not _DECIDED[kind]):
+        raise Failure(f"the entry says {kind}, and the guard's decision does not", title=_NOT_PROVEN)
     return sorted(signed)
 
 
 def prompts(data: bytes) -> list[bytes]:
-    """Return what a prompt's commitment may cover: RFC 8785 JSON of the messages.
+    """Return what a prompt's commitment may cover: RFC 8785 JSON of the messages. Raises Failure.
 
     `data` is those messages as JSON (a list of `{"role", "content"}`), or the text of the one user message, whose
-    last line may have been ended by an editor.
+    last line may have been ended by an editor. A text may itself be a JSON list, so that both are tried.
     """
     try:
+        texts = [text.decode() for text in answers(data)]
+    except UnicodeDecodeError:
+        raise Failure("a prompt is text in UTF-8, or messages as JSON", exit_code=USAGE) from None
+    found = [rfc8785.dumps([{"role": "user", "content": text}]) for text in texts]
+    with contextlib.suppress(ValueError, RecursionError):
         messages = json.loads(data)
-    except (ValueError, RecursionError):
-        messages = None
-    if isinstance(messages, list):
-        return [rfc8785.dumps(messages)]
-    return [rfc8785.dumps([{"role": "user", "content": text.decode()}]) for text in answers(data)]
+        if isinstance(messages, list):
+            found.append(rfc8785.dumps(messages))
+    return found
 
 
 def answers(data: bytes) -> list[bytes]:

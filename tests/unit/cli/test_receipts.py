@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
+import rfc8785
 from google.protobuf import json_format
 
 from bastide.types.v1 import decision_pb2
 from shared.cli.failures import Failure
 from shared.cli.leaf import Leaf
-from shared.cli.receipt import verify_decisions
+from shared.cli.receipt import prompts, verify_decisions
 from shared.keys import SigningKey
 from shared.statements import TrustedKey, TrustRoot
 from shared.transparency.commitment import new_salt
@@ -80,6 +82,41 @@ def test_a_whole_answer_needs_the_guards_allow_and_its_verdict(
     leaf = Leaf(document={"version": 1, "record": {"data": data, "fields": fields}})
     with pytest.raises(Failure, match=message):
         verify_decisions(leaf, trust)
+
+
+@pytest.mark.parametrize("kind", ["authorised", "access", "denied"])
+@pytest.mark.parametrize("effect", [decision_pb2.EFFECT_ALLOW, decision_pb2.EFFECT_DENY, None])
+def test_what_was_allowed_or_denied_needs_a_decision_that_says_so(
+    tmp_path: Path, kind: str, effect: decision_pb2.Effect.ValueType | None
+) -> None:
+    guard = SigningKey.create(tmp_path / "guard.pem", name="policy-guard/decision")
+    trust = TrustRoot(keys=(TrustedKey.of(guard, service="policy-guard", kind="decision"),))
+    stated = signed(decided("call", effect), guard) if effect is not None else decision_pb2.SignedDecision()
+    data = {"decision": json_format.MessageToDict(stated, preserving_proto_field_name=True)}
+    leaf = Leaf(
+        document={"version": 1, "record": {"data": data, "fields": {"kind": kind, "decision_id": "decision-call"}}}
+    )
+    if effect is not None and (effect == decision_pb2.EFFECT_DENY) == (kind == "denied"):
+        assert verify_decisions(leaf, trust) == ["decision"]
+        return
+    with pytest.raises(Failure, match=f"the entry says {kind}, and the guard's decision does not"):
+        verify_decisions(leaf, trust)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["[1, 2]", '["a"]\n', "[1e400]", "[99999999999999999999]", '["\\ud800"]', "[" * 9999]
+)
+def test_a_prompt_that_is_a_list_in_json_is_a_text_too(prompt: str) -> None:
+    assert rfc8785.dumps([{"role": "user", "content": prompt}]) in prompts(prompt.encode())
+
+
+def test_a_prompt_that_is_no_text_is_wrong_usage(bastide: Bastide, log: PublishedLog, tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"\xff")
+    receipt = log.write_receipt(tmp_path / "r.json")
+    for option in ("--prompt", "--key"):
+        given = {"--key": log.key, option: tmp_path / "text"}
+        result = bastide("audit", "receipt", "verify", receipt, *itertools.chain(*given.items()))
+        assert result.exit_code == 2, option
 
 
 def test_json_goes_anywhere_on_the_line_and_stands_alone(bastide: Bastide, log: PublishedLog, tmp_path: Path) -> None:
