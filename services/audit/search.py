@@ -23,7 +23,10 @@ _EXACT = ("writer", "record_id", "call_id", "decision_id", "tenant", "principal"
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """What an entry must match; an empty member matches all. `since` is included, `until` is not."""
+    """What an entry must match; an empty member matches all. `since` is included, `until` is not.
+
+    Raises `InvalidArgument` where a text is not printable, as every text of an entry is.
+    """
 
     kinds: frozenset[str] = frozenset()
     writer: str = ""
@@ -37,6 +40,11 @@ class Filter:
     outcome: str = ""
     since: datetime | None = None
     until: datetime | None = None
+
+    def __post_init__(self) -> None:
+        for name in _EXACT:
+            if not getattr(self, name).isprintable():
+                raise InvalidArgument("a printable text is needed", field=name)
 
     def conditions(self) -> list[ColumnElement[bool]]:
         """Return the filter as SQL, to be joined by AND."""

@@ -75,6 +75,13 @@ async def test_a_search_finds_what_matches_in_either_order(
         assert found == (expected[::-1] if descending else expected)
 
 
+@pytest.mark.parametrize("member", ["writer", "call_id", "decision_id", "tenant", "method"])
+def test_a_search_for_what_no_entry_can_hold_is_refused(member: str) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        Filter(**{member: "a\0"})  # type: ignore[arg-type]
+    assert refused.value.metadata["field"] == member
+
+
 async def test_times_bound_a_search(log: Log, clock: Clock) -> None:
     start = clock.now
     await fill(log, clock, 5)
