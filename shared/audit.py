@@ -67,7 +67,7 @@ class AuditClient:
         """See AuditLog."""
         try:
             (appended,) = await self._acknowledged([record])
-        except AuditUnavailable:
+        except (AuditUnavailable, asyncio.CancelledError):  # cancelled by a server that ends and waits no longer
             await self._outbox.put(record)
             log.warning("record_waits_in_outbox", record_id=record.record_id)
             raise

@@ -147,6 +147,8 @@ class Refusals:
         """Append to `audit`; the server flushes at intervals."""
         self._audit = audit
         self._counts: Counter[tuple[str, str]] = Counter()
+        # Sent, and perhaps in the log: they go again as they are, or they would stand there twice.
+        self._unacknowledged: list[record_pb2.Record] = []
 
     def add(self, method: str, reason: str) -> None:
         """Count one refusal. The number of keys is bounded by the table's methods times our reasons."""
@@ -154,26 +156,21 @@ class Refusals:
         self._counts[method, reason] += 1
 
     async def flush(self) -> None:
-        """Append what was counted. Raises what `AuditLog.append` raises, and keeps the counts."""
+        """Append what was counted. Raises what `AuditLog.append` raises, and keeps what was not acknowledged."""
+        await self._send()
         counts, self._counts = self._counts, Counter()
-        if not counts:
-            return
-        try:
-            await self._audit.append(
-                [
-                    record_of(
-                        record_pb2.RECORD_KIND_REFUSED,
-                        call_id=str(uuid.uuid4()),
-                        method=method,
-                        reason=reason,
-                        count=count,
-                    )
-                    for (method, reason), count in counts.items()
-                ]
+        self._unacknowledged = [
+            record_of(
+                record_pb2.RECORD_KIND_REFUSED, call_id=str(uuid.uuid4()), method=method, reason=reason, count=count
             )
-        except errors.Error:
-            self._counts.update(counts)
-            raise
+            for (method, reason), count in counts.items()
+        ]
+        await self._send()
+
+    async def _send(self) -> None:
+        if self._unacknowledged:
+            await self._audit.append(self._unacknowledged)
+        self._unacknowledged = []
 
 
 class AuditLayer:
