@@ -16,10 +16,13 @@ from shared.cli.failures import USAGE, Failure
 from shared.cli.leaf import Leaf
 from shared.cli.render import moment, name_of
 from shared.errors import Error
+from shared.transparency.checkpoint import Checkpoint, verify_checkpoint
 from shared.transparency.directory import verify_directory
 from shared.transparency.errors import Malformed
-from shared.transparency.note import Verifier
+from shared.transparency.note import MAX_NOTE_BYTES, Verifier
 
+_UNCOMPARED = """Only a checkpoint that you kept shows that nobody rewrote or cut the whole log together with its
+signature: `bastide audit checkpoint > FILE` today, `bastide audit verify --checkpoint FILE` later."""
 _KIND = "RECORD_KIND_"
 _COLUMNS = ("entry", "at", "kind", "method", "outcome", "who", "decision")
 
@@ -109,6 +112,10 @@ def verify(
         Path | None, typer.Argument(metavar="[DIR]", help="Published log; default: the set-up's.")
     ] = None,
     key: Annotated[Path | None, typer.Option(help="The log's public key; default: the set-up's.")] = None,
+    kept: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", help="A checkpoint that you kept: the log must be what it was then, and more."),
+    ] = None,
 ) -> None:
     """Recompute the whole log offline, from its entries up, and compare it with what the log signed."""
     session = Session.of(context)
@@ -122,8 +129,9 @@ def verify(
         log_key = read_key(session, key)
         if not any((path / name).exists() for name in ("checkpoint", "tile")):
             raise Failure(f"{path} holds no published log", exit_code=USAGE)
+        before = None if kept is None else _kept(kept, log_key)
         try:
-            found = verify_directory(path, log_key, count)
+            found = verify_directory(path, log_key, count, kept=before)
         except Error as error:
             raise Failure(
                 f"{path}: {error.message}\nThe log is damaged or was changed here. Do not trust what stands behind it.",
@@ -137,15 +145,28 @@ def verify(
         "root": at.root.hex(),
         "tiles": found.tiles,
         "bundles": found.bundles,
+        "extends": None if before is None else before.size,
     }
     if session.output.emit(document):
         return
     session.output.line(f"The log verifies: {at.size:,} entries of {at.origin}.", style="bold green")
     session.output.line(
         f"All {found.bundles:,} bundles of entries and {found.tiles:,} tiles were read and hashed; they give the very "
-        f"root that the log signed:\n{at.root.hex()}\nCompare it with a checkpoint that you kept: only that shows that "
-        "nobody rewrote the whole log together with its signature."
+        f"root that the log signed:\n{at.root.hex()}\n{_UNCOMPARED if before is None else _extends(before)}"
     )
+
+
+def _kept(path: Path, vkey: str) -> Checkpoint:
+    """Return the checkpoint in a file. Raises Failure where the log did not sign it, OSError."""
+    try:
+        with path.open("rb") as file:
+            return verify_checkpoint(file.read(MAX_NOTE_BYTES + 1).decode(), Verifier.parse(vkey))
+    except (Error, UnicodeDecodeError):
+        raise Failure(f"{path} holds no checkpoint that this log's key signed", exit_code=USAGE) from None
+
+
+def _extends(before: Checkpoint) -> str:
+    return f"Its first {before.size:,} entries are those of the checkpoint that you kept: none was changed or removed."
 
 
 def read_key(session: Session, path: Path | None) -> str:

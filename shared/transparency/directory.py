@@ -34,13 +34,20 @@ class VerifiedDirectory:
     bundles: int
 
 
-def verify_directory(path: Path, vkey: str, on_entry: Callable[[int, bytes], None] | None = None) -> VerifiedDirectory:
+def verify_directory(
+    path: Path,
+    vkey: str,
+    on_entry: Callable[[int, bytes], None] | None = None,
+    *,
+    kept: Checkpoint | None = None,
+) -> VerifiedDirectory:
     """Recompute the whole tree below `path` from its entry bundles and compare every tile and the checkpoint.
 
     Superseded partial tiles and bundles that were left in place must agree with the tree too. Whatever lies
     beyond the checkpoint's size is ignored: a log writes tiles first, and may grow meanwhile, so that a partial tile
     gives way to the full one. `on_entry` sees (index, leaf) of entries that are not yet proven; use what it gathered
-    only after this returns. Memory: one bundle.
+    only after this returns. With `kept`, which the caller has verified, its tree must be a prefix of this one: nothing
+    else shows that a log was not cut short or rewritten together with its signature. Memory: one bundle.
 
     Raises `Malformed` or `Unverified` naming the first thing that is wrong and the file it is in.
     """
@@ -52,6 +59,8 @@ def verify_directory(path: Path, vkey: str, on_entry: Callable[[int, bytes], Non
         raise Malformed("checkpoint: not UTF-8") from None
     except (Malformed, Unverified) as error:
         raise type(error)(f"checkpoint: {error.message}") from None
+    if kept is not None and kept.size > checkpoint.size:
+        raise Unverified(f"checkpoint: of {checkpoint.size} entries, fewer than the {kept.size} of the kept one")
     tree = Tree()
     tiles = bundles = 0
     for index in range(-(-checkpoint.size // TILE_WIDTH)):
@@ -65,6 +74,8 @@ def verify_directory(path: Path, vkey: str, on_entry: Callable[[int, bytes], Non
             position = tree.append(hash_leaf(leaf))
             if on_entry is not None:
                 on_entry(position, leaf)
+            if kept is not None and tree.size == kept.size and tree.root() != kept.root:
+                raise Unverified(f"{name}: the first {kept.size} entries are not those of the kept checkpoint")
         _check_partials(path, bundle_path(index, TILE_WIDTH), [encode_bundle([leaf]) for leaf in leaves])
         bundles += 1
         for tile, hashes in tree.take().items():

@@ -243,6 +243,26 @@ async def test_a_log_that_grows_while_it_is_verified_verifies(log: Log, publishe
         verify_directory(directory, VKEY)
 
 
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 300])
+async def test_a_log_extends_a_checkpoint_that_was_kept_or_is_refused(
+    log: Log, publisher: Publisher, tmp_path: Path, size: int
+) -> None:
+    await fill(log, 0, size)
+    kept = await publisher.publish()
+    await fill(log, size, 300)
+    shown = await publisher.publish()
+    assert kept is not None
+    assert shown is not None
+    directory = tmp_path / "published"
+    assert verify_directory(directory, VKEY, kept=kept).checkpoint.size == 300
+    rewritten = Checkpoint(origin=kept.origin, size=size, root=bytes(32))
+    with pytest.raises(Unverified, match=f"the first {size} entries are not those of the kept checkpoint"):
+        verify_directory(directory, VKEY, kept=rewritten)
+    longer = Checkpoint(origin=kept.origin, size=301, root=shown.root)
+    with pytest.raises(Unverified, match="fewer than the 301 of the kept one"):
+        verify_directory(directory, VKEY, kept=longer)
+
+
 async def test_a_directory_signed_by_another_key_is_refused(log: Log, publisher: Publisher, tmp_path: Path) -> None:
     await fill(log, 0, 3)
     await publisher.publish()

@@ -16,6 +16,19 @@ def test_a_published_log_verifies(bastide: Bastide, log: PublishedLog) -> None:
     assert "The log verifies: 5 entries" in result.stdout
 
 
+def test_a_log_is_held_against_a_checkpoint_that_was_kept(bastide: Bastide, log: PublishedLog, tmp_path: Path) -> None:
+    assert "--checkpoint FILE" in bastide("audit", "verify", log.directory, "--key", log.key).stdout
+    kept = tmp_path / "kept"
+    kept.write_bytes((log.directory / "checkpoint").read_bytes())
+    arguments = ("audit", "verify", log.directory, "--key", log.key, "--checkpoint", kept)
+    assert "first 5 entries are those of the checkpoint" in bastide(*arguments).stdout
+    assert document(bastide(*arguments, "--json"))["extends"] == 5
+    kept.write_bytes(kept.read_bytes().replace(b"\n5\n", b"\n6\n"))
+    refused = bastide(*arguments)
+    assert refused.exit_code == 2
+    assert "NOT verify" not in refused.stderr
+
+
 @pytest.mark.parametrize("name", ["tile/entries/000.p/5", "tile/0/000.p/5", "checkpoint"])
 def test_a_tampered_copy_is_refused_naming_the_file(bastide: Bastide, log: PublishedLog, name: str) -> None:
     path = log.directory / name
