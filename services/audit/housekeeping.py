@@ -63,7 +63,12 @@ class Housekeeping:
     async def _publish(self) -> None:
         while True:
             generation = self._log.grown.generation
-            await self._attempt("publish", self._publisher.publish)
+            working = asyncio.create_task(self._attempt("publish", self._publisher.publish))
+            try:
+                await asyncio.shield(working)
+            finally:
+                # The thread that writes cannot be cancelled; the last publication must not write beside it.
+                await asyncio.wait([working])
             fault = self.faults.get("publish", "")
             self._log.halt(fault if fault in WRONG else "")
             await asyncio.sleep(self._publish_seconds)

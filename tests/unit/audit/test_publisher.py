@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,25 @@ async def test_housekeeping_publishes_the_last_entries_when_it_ends(
         await fill(log, 0, 5)
     assert verify_directory(tmp_path / "published", VKEY).checkpoint.size == 5
     assert keeping.faults == {}
+
+
+async def test_what_is_being_written_when_housekeeping_ends_is_written_first(
+    log: Log, publisher: Publisher, records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, writing, may_go_on = os.fsync, threading.Event(), threading.Event()
+
+    def slow(file: int) -> None:
+        writing.set()
+        may_go_on.wait(30)
+        fsync(file)
+
+    async with Housekeeping(log, publisher, Leases(records, log), publish_seconds=0.01, lease_seconds=60) as keeping:
+        monkeypatch.setattr("services.audit.publisher.os.fsync", slow)
+        await fill(log, 0, 5)
+        await asyncio.to_thread(writing.wait, 30)
+        asyncio.get_running_loop().call_later(0.1, may_go_on.set)
+    assert keeping.faults == {}
+    assert verify_directory(tmp_path / "published", VKEY).checkpoint.size == 5
 
 
 def _flip(path: Path, at: int = -1) -> None:
