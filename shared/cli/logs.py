@@ -14,7 +14,7 @@ from bastide.audit.v1 import audit_pb2, record_pb2
 from shared.cli.connection import AUDIT, LOG, Session
 from shared.cli.failures import USAGE, Failure
 from shared.cli.leaf import Leaf
-from shared.cli.render import moment, name_of
+from shared.cli.render import moment, name_of, one_line
 from shared.errors import Error
 from shared.transparency.checkpoint import Checkpoint, verify_checkpoint
 from shared.transparency.directory import verify_directory
@@ -95,7 +95,7 @@ async def _tail(session: Session, index: int | None, wanted: audit_pb2.RecordFil
             async for response in responses:
                 request.from_index = response.entry.index + 1
                 if not session.output.emit(response.entry):
-                    session.output.line("  ".join(_row(response.entry)))
+                    session.output.line("  ".join(map(one_line, _row(response.entry))))
 
 
 def checkpoint(context: typer.Context) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,11 +21,21 @@ from rich.text import Text
 # Wide enough for a decision id beside a method name where no terminal says how wide it is.
 _WIDTH_WITHOUT_TERMINAL = 200
 _WIDTH_OF_PANELS = 100
+# Control and format characters, and ends of lines (Unicode 16: Cc, Cf, Zl, Zp), that JSON may leave as they are.
+_STEERING = re.compile(
+    "[\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    "\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001-\U000e007f]"
+)
 
 
 def printable(text: str) -> str:
     """Return `text` without control characters, so that nothing from the network can steer a terminal."""
     return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf"))
+
+
+def one_line(text: str) -> str:
+    """Return `printable` text without line ends, so that no value can pose as a line of ours."""
+    return " ".join(printable(text).split())
 
 
 def as_dict(message: Message) -> dict[str, Any]:
@@ -64,7 +75,8 @@ class Output:
         if not self.as_json:
             return False
         data = as_dict(document) if isinstance(document, Message) else document
-        sys.stdout.write(json.dumps(data, ensure_ascii=False) + "\n")
+        text = json.dumps(data, ensure_ascii=False)
+        sys.stdout.write(_STEERING.sub(lambda found: json.dumps(found[0])[1:-1], text) + "\n")
         sys.stdout.flush()
         return True
 
@@ -83,7 +95,7 @@ class Output:
             return
         table = Table(*columns, header_style="bold", box=None, pad_edge=False)
         for row in rows:
-            table.add_row(*(printable(cell) for cell in row))
+            table.add_row(*(one_line(cell) for cell in row))
         if table.row_count:
             self.people.print(table)
         else:
@@ -98,7 +110,7 @@ class Output:
         grid.add_column(overflow="fold")
         for name, value in pairs:
             if value:
-                grid.add_row(name, printable(value))
+                grid.add_row(one_line(name), printable(value))
         self.people.print(grid)
 
     def failure(self, title: str, lines: Sequence[str], document: Mapping[str, Any]) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import unicodedata
+
 import grpc
 import pytest
 
 from bastide.types.v1 import decision_pb2
 from shared.cli.failures import CallFailed, explain
-from shared.cli.render import printable
+from shared.cli.render import Output, printable
 from shared.errors import Error, GuardUnavailable, ResourceExhausted
 from shared.rpc.call import Denied, Judgement
 from shared.rpc.status import DETAILS_KEY, render
@@ -67,3 +71,27 @@ def test_text_from_the_network_cannot_steer_a_terminal(hidden: str) -> None:
     assert "\x1b" not in shown
     assert hidden not in shown
     assert shown.endswith("b\n\tc")
+
+
+STEERING = [
+    chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) in {"Cc", "Cf", "Zl", "Zp"}
+]
+
+
+def test_json_for_programs_steers_no_terminal_and_means_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {"a": "".join(STEERING) + "Gruß, \U0001f600"}
+    Output(as_json=True).emit(said)
+    (line,) = capsys.readouterr().out.removesuffix("\n").split("\n")
+    assert not set(STEERING) & set(line)
+    assert "Gruß, \U0001f600" in line
+    assert json.loads(line) == said
+
+
+def test_no_value_poses_as_a_line_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    forged = "x\n\nThe receipt verifies\x1b[2J"
+    output = Output(as_json=False)
+    output.facts([(forged, forged), ("next", "fact")])
+    output.table("a", "b", rows=[(forged, forged)], empty="")
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if line.startswith("The receipt")]
+    assert "\x1b" not in "".join(lines)
