@@ -36,6 +36,9 @@ def to_entry(
         raise InvalidArgument("AUTHORISED records have a lease, others none", field="records.lease")
     if record.kind in _DECIDED and not record.HasField("decision"):
         raise InvalidArgument("AUTHORISED, ACCESS and DENIED records embed the decision", field="records.decision")
+    decision = _decision(record)
+    if record.sealed_text and not decision.obligations.retain_text:
+        raise InvalidArgument("text is kept where the decision says so", field="records.sealed_text")
     if not pseudonym and (record.HasField("opening") or record.sealed_text):
         raise InvalidArgument("what is sealed is sealed for a principal", field="records.principal")
     if record.kind == record_pb2.RECORD_KIND_INTERRUPTED:
@@ -46,7 +49,7 @@ def to_entry(
         kind=_KINDS[record.kind],
         data=_facts(record),
         call_id=record.call_id,
-        decision_id=_decision_id(record),
+        decision_id=decision.decision_id,
         tenant=record.principal.tenant,
         principal=pseudonym,
         model=record.inference.model,
@@ -76,11 +79,10 @@ def _facts(record: record_pb2.Record) -> dict[str, Any]:
     return facts
 
 
-def _decision_id(record: record_pb2.Record) -> str:
-    if not record.HasField("decision"):
-        return ""
+def _decision(record: record_pb2.Record) -> decision_pb2.Decision:
+    """The decision that `record` embeds; without one an empty decision, which allows nothing."""
     try:
-        return decision_pb2.Decision.FromString(record.decision.decision).decision_id
+        return decision_pb2.Decision.FromString(record.decision.decision)
     except DecodeError:
         raise InvalidArgument("the decision is not a Decision", field="records.decision") from None
 

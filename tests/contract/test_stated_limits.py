@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 
 from bastide.audit.v1 import audit_pb2, audit_pb2_grpc, record_pb2
 from bastide.policy_guard.v1 import guard_pb2, guard_pb2_grpc
-from bastide.types.v1 import principal_pb2
+from bastide.types.v1 import decision_pb2, principal_pb2
 from tests.contract.world import World
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("contract"), pytest.mark.timeout(120)]
@@ -21,7 +21,7 @@ KIB = 1024
 
 
 def record(kind: record_pb2.RecordKind.ValueType, *, lease: int = 0, sealed: int = 0) -> record_pb2.Record:
-    """Return a record without a decision, with `sealed` bytes of sealed text of a person."""
+    """Return a record without a decision, or with `sealed` bytes of text of a person and one that keeps them."""
     made = record_pb2.Record(record_id=os.urandom(8).hex(), kind=kind, call_id=os.urandom(8).hex(), method="-")
     made.occurred_at.GetCurrentTime()
     if lease:
@@ -29,6 +29,8 @@ def record(kind: record_pb2.RecordKind.ValueType, *, lease: int = 0, sealed: int
     if sealed:
         made.principal.CopyFrom(principal_pb2.Principal(subject="limit@example.org", tenant="default"))
         made.sealed_text = bytes(sealed)
+        keeping = decision_pb2.Decision(obligations=decision_pb2.Obligations(retain_text=True))
+        made.decision.CopyFrom(decision_pb2.SignedDecision(decision=keeping.SerializeToString(), signature=bytes(64)))
     return made
 
 

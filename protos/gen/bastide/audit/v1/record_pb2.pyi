@@ -198,7 +198,7 @@ class Record(_message.Message):
     """ErrorInfo reason for a status other than 0."""
     sealed_text: _builtins.bytes
     """Text that policy wants kept: a serialized `KeptText` of at most 896 KiB; stored sealed under the person's key,
-    outside the leaf.
+    outside the leaf. Refused unless `decision` has the obligation `retain_text`.
     """
     authorised_record_id: _builtins.str
     """For ends: record_id of the AUTHORISED record."""
