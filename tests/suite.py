@@ -227,7 +227,7 @@ class Suite:
             page = await self._log.reader.search(wanted, page_size=50, page_token=token)
             found += [record for record in page.records if record.index >= index]
             token = page.next_page_token
-            if not token or page.records[-1].index < index:
+            if not token or (page.records and page.records[-1].index < index):
                 return found[::-1]
 
     @property

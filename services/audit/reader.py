@@ -25,6 +25,8 @@ from shared.transparency.tiles import TileId, tile_width
 MAX_PAGE_SIZE = 500
 # Beside the other fields of 500 entries it leaves a response below the 4 MiB that any gRPC client takes.
 MAX_PAGE_BYTES = 3 * 1024 * 1024
+# How many entries one query may look at: about a second's work, whatever it looks for.
+MAX_SCANNED = 100_000
 _TAIL_PAGE = 256
 
 
@@ -69,20 +71,29 @@ class LogReader:
         return found[0]
 
     async def search(self, wanted: Filter, *, page_size: int, page_token: str = "", descending: bool = True) -> Page:
-        """Return one page of at most 500 entries, and 3 MiB of leaves, in index order.
+        """Return one page in index order: at most 500 entries, and 3 MiB of leaves, out of at most 100,000 looked at.
 
-        Pages are stable: what is appended meanwhile never moves an entry to another page. Raises
+        A page may hold less than was asked for, or nothing, and more may follow all the same: only an empty token
+        is the end. Pages are stable: what is appended meanwhile never moves an entry to another page. Raises
         `InvalidArgument` on a bad size, or a token of another filter or order.
         """
         if not 1 <= page_size <= MAX_PAGE_SIZE:
             raise InvalidArgument("a page has 1 to 500 entries", field="page_size")
         digest = wanted.digest(descending=descending)
         after = decode_page_token(page_token, digest) if page_token else None
-        found = await self._select(wanted, after=after, limit=page_size + 1, descending=descending)
+        end, last = (await self.head()).size, None
+        if not wanted.keyed:
+            first = (end if descending else -1) if after is None else min(after, end)
+            last = max(first - MAX_SCANNED, 0) if descending else min(first + MAX_SCANNED, end - 1)
+        found = await self._select(wanted, after=after, limit=page_size + 1, descending=descending, last=last)
         sizes = itertools.accumulate(len(record.leaf) for record in found[:page_size])
         records = tuple(record for record, size in zip(found, sizes, strict=False) if size <= MAX_PAGE_BYTES)
-        more = len(found) > len(records)
-        return Page(records=records, next_page_token=encode_page_token(records[-1].index, digest) if more else "")
+        following = ""
+        if len(found) > len(records):
+            following = encode_page_token(records[-1].index, digest)
+        elif last is not None and 0 < last < end - 1:
+            following = encode_page_token(last, digest)
+        return Page(records=records, next_page_token=following)
 
     async def tail(self, from_index: int, wanted: Filter | None = None) -> AsyncIterator[Record]:
         """Yield matching entries from `from_index` on, for ever, each as soon as it is committed.
@@ -94,12 +105,13 @@ class LogReader:
             generation = self._grown.generation
             end = (await self.head()).size
             while following < end:
+                last = min(following + MAX_SCANNED, end) - 1
                 found = await self._select(
-                    wanted or Filter(), after=following - 1, limit=_TAIL_PAGE, descending=False, end=end
+                    wanted or Filter(), after=following - 1, limit=_TAIL_PAGE, descending=False, last=last
                 )
                 for record in found:
                     yield record
-                following = found[-1].index + 1 if len(found) == _TAIL_PAGE else end
+                following = (found[-1].index if len(found) == _TAIL_PAGE else last) + 1
             await self._grown.wait(generation, self._poll)
 
     async def inclusion(self, index: int, tree_size: int) -> tuple[bytes, ...]:
@@ -138,14 +150,14 @@ class LogReader:
         return stored[: width * 32]
 
     async def _select(
-        self, wanted: Filter, *, after: int | None, limit: int, descending: bool, end: int | None = None
+        self, wanted: Filter, *, after: int | None, limit: int, descending: bool, last: int | None = None
     ) -> Sequence[Record]:
         index = entries.c.entry_index
         query = select(*RECORD_COLUMNS).where(*wanted.conditions()).limit(limit)
         if after is not None:
             query = query.where(index < after if descending else index > after)
-        if end is not None:
-            query = query.where(index < end)
+        if last is not None:
+            query = query.where(index >= last if descending else index <= last)
         async with self._records.read() as connection:
             rows = await connection.execute(query.order_by(index.desc() if descending else index))
             return [to_record(row) for row in rows]

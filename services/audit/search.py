@@ -57,6 +57,11 @@ class Filter:
             found.append(entries.c.time < to_micros(self.until))
         return found
 
+    @property
+    def keyed(self) -> bool:
+        """Whether an index leads to the few entries that can match, however long the log is."""
+        return bool(self.call_id or self.decision_id or self.record_id)
+
     def digest(self, *, descending: bool) -> bytes:
         """Return 16 bytes that differ for every other filter or order."""
         members: dict[str, str | list[str]] = {name: getattr(self, name) for name in _EXACT}

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 
+from services.audit import reader
 from services.audit.errors import LogCorrupt
 from services.audit.log import Log
 from services.audit.migrations import SCRIPTS
@@ -113,6 +114,38 @@ async def test_a_page_ends_before_it_is_too_large_for_one_message(log: Log) -> N
         found += [record.index for record in page.records]
         token = page.next_page_token
     assert found == list(range(500))[::-1]
+
+
+@pytest.mark.parametrize("wanted", [Filter(method="/a.B/Rare"), Filter(tenant="nobody"), Filter(call_id="c7")])
+@pytest.mark.parametrize("descending", [True, False])
+async def test_a_page_looks_at_so_many_entries_and_the_next_goes_on(
+    log: Log, monkeypatch: pytest.MonkeyPatch, wanted: Filter, descending: bool
+) -> None:
+    monkeypatch.setattr(reader, "MAX_SCANNED", 10)
+    rare = {7: "/a.B/Rare", 20: "/a.B/Rare", 21: "/a.B/Rare", 39: "/a.B/Rare"}
+    for size in (0, 1, 10, 40):
+        start = (await log.reader.head()).size
+        if size > start:
+            added = [entry(n, method=rare.get(n, "/a.B/C"), call_id=f"c{n}") for n in range(start, size)]
+            await log.append_all(added, within=10)
+        found: list[int] = []
+        page = await log.reader.search(wanted, page_size=2, descending=descending)
+        pages = 1
+        found += [record.index for record in page.records]
+        while page.next_page_token:
+            page = await log.reader.search(wanted, page_size=2, page_token=page.next_page_token, descending=descending)
+            pages += 1
+            found += [record.index for record in page.records]
+        expected = [n for n in range(size) if (n in rare if wanted.method else n == 7 and bool(wanted.call_id))]
+        assert found == (expected[::-1] if descending else expected)
+    assert pages == (1 if wanted.call_id else 4)
+
+
+async def test_a_tail_goes_through_a_long_backlog(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MAX_SCANNED", 10)
+    await log.append_all([entry(n, tenant="acme" if n in {3, 25, 39} else "other") for n in range(40)], within=10)
+    async with aclosing(log.reader.tail(0, Filter(tenant="acme"))) as tail, asyncio.timeout(10):
+        assert [(await anext(tail)).index for _ in range(3)] == [3, 25, 39]
 
 
 async def test_a_page_token_belongs_to_its_search(log: Log, clock: Clock) -> None:

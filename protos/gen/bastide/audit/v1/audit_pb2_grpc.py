@@ -92,7 +92,8 @@ class AuditServiceServicer(object):
 
     def ListRecords(self, request, context):
         """Lists entries, newest first. Auth: policy `audit.record.list`. Pages are stable: entries appended after the first
-        page never shift later pages. A page ends early where it would be too large for one message (leaves of 3 MiB).
+        page never shift later pages. A page ends early where it would be too large for one message (leaves of 3 MiB) or where
+        100,000 entries were looked at: it may even be empty. Only an empty `next_page_token` is the end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,8 @@ class AuditServiceStub:
     """Returns one entry. Auth: policy `audit.record.get`. NOT_FOUND if the index is not in the log."""
     ListRecords: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListRecordsRequest, _audit_pb2.ListRecordsResponse]
     """Lists entries, newest first. Auth: policy `audit.record.list`. Pages are stable: entries appended after the first
-    page never shift later pages. A page ends early where it would be too large for one message (leaves of 3 MiB).
+    page never shift later pages. A page ends early where it would be too large for one message (leaves of 3 MiB) or where
+    100,000 entries were looked at: it may even be empty. Only an empty `next_page_token` is the end.
     """
     TailRecords: _grpc.UnaryStreamMultiCallable[_audit_pb2.TailRecordsRequest, _audit_pb2.TailRecordsResponse]
     """Streams entries as they are appended. Auth: policy `audit.record.tail`. Ends with the server's maximum stream
@@ -79,7 +80,8 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """Returns one entry. Auth: policy `audit.record.get`. NOT_FOUND if the index is not in the log."""
     ListRecords: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListRecordsRequest, _audit_pb2.ListRecordsResponse]  # type: ignore[assignment]
     """Lists entries, newest first. Auth: policy `audit.record.list`. Pages are stable: entries appended after the first
-    page never shift later pages. A page ends early where it would be too large for one message (leaves of 3 MiB).
+    page never shift later pages. A page ends early where it would be too large for one message (leaves of 3 MiB) or where
+    100,000 entries were looked at: it may even be empty. Only an empty `next_page_token` is the end.
     """
     TailRecords: _aio.UnaryStreamMultiCallable[_audit_pb2.TailRecordsRequest, _audit_pb2.TailRecordsResponse]  # type: ignore[assignment]
     """Streams entries as they are appended. Auth: policy `audit.record.tail`. Ends with the server's maximum stream
@@ -125,7 +127,8 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.ListRecordsResponse, _abc.Awaitable[_audit_pb2.ListRecordsResponse]]:
         """Lists entries, newest first. Auth: policy `audit.record.list`. Pages are stable: entries appended after the first
-        page never shift later pages. A page ends early where it would be too large for one message (leaves of 3 MiB).
+        page never shift later pages. A page ends early where it would be too large for one message (leaves of 3 MiB) or where
+        100,000 entries were looked at: it may even be empty. Only an empty `next_page_token` is the end.
         """
 
     @_abc_1.abstractmethod
