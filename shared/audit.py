@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import json
 import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -18,6 +19,8 @@ from shared.errors import AuditUnavailable, DataLoss
 from shared.identity.principal import Kind, Principal
 from shared.outbox import Outbox
 from shared.rpc.channel import Channel, outgoing
+from shared.transparency.note import Verifier
+from shared.transparency.proof import TlogProof
 
 if TYPE_CHECKING:
     from shared.rpc.call import Judgement
@@ -52,11 +55,15 @@ class AuditLog(Protocol):
 class AuditClient:
     """Appends over mutual TLS. Appending is idempotent by record id, so it is retried within one deadline."""
 
-    def __init__(self, channel: Channel, outbox: Outbox, *, timeout: float) -> None:
-        """Give each append `timeout` seconds in all; keep in `outbox` what must not be lost."""
+    def __init__(self, channel: Channel, outbox: Outbox, *, timeout: float, log_key: Verifier | None = None) -> None:
+        """Give each append `timeout` seconds in all; keep in `outbox` what must not be lost.
+
+        With `log_key` nothing is an acknowledgement that this key did not sign for.
+        """
         self._channel = channel
         self._outbox = outbox
         self._timeout = timeout
+        self._log_key = log_key
 
     async def append(self, records: Sequence[record_pb2.Record]) -> Sequence[audit_pb2.Appended]:
         """See AuditLog. Raises OutboxFull too: what is begun now could not be told at its end."""
@@ -106,9 +113,22 @@ class AuditClient:
             raise AuditUnavailable("the audit log did not acknowledge the record") from None
         # What cannot be parsed arrives as None.
         whole = isinstance(response, audit_pb2.AppendRecordsResponse) and len(response.appended) == len(records)
-        if not whole or not all(item.proof and item.leaf for item in response.appended):
+        if not whole or not all(map(self._acknowledges, response.appended, records)):
             raise AuditUnavailable("the audit log acknowledged something else")
         return response.appended
+
+    def _acknowledges(self, item: audit_pb2.Appended, record: record_pb2.Record) -> bool:
+        """Whether `item` shows `record` in the log: its own leaf, and a proof of that leaf."""
+        try:
+            proof = TlogProof.parse(item.proof)
+            if self._log_key is None:
+                proof.check(item.leaf)
+            else:
+                proof.verify(item.leaf, self._log_key)
+            leaf = json.loads(item.leaf)
+        except (DataLoss, ValueError, RecursionError):
+            return False
+        return proof.index == item.index and isinstance(leaf, dict) and leaf.get("record_id") == record.record_id
 
     async def _append(self, request: audit_pb2.AppendRecordsRequest) -> audit_pb2.AppendRecordsResponse:
         def transient(error: Exception) -> bool:

@@ -66,9 +66,14 @@ async def compose(settings: ModelServerSettings) -> AsyncIterator[Server]:
         guard_channel = Channel(settings.guard, tls, service="policy-guard")
         stack.push_async_callback(audit_channel.close)
         stack.push_async_callback(guard_channel.close)
-        audit = AuditClient(audit_channel, Outbox(settings.outbox, keys), timeout=settings.audit.timeout_seconds)
-        decisions = DecisionVerifier(trust, audience=spiffe_id)
         log_key = Verifier.parse((await asyncio.to_thread(settings.log_public_key.read_text)).strip())
+        audit = AuditClient(
+            audit_channel,
+            Outbox(settings.outbox, keys),
+            timeout=settings.audit.timeout_seconds,
+            log_key=log_key,
+        )
+        decisions = DecisionVerifier(trust, audience=spiffe_id)
         signing = SigningKey.load(settings.statement_key, name="model-server/statement")
         provenance = Provenance(signing, trust, log_key, clock=_now)
         catalog = Catalog(records)

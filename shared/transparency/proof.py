@@ -61,8 +61,18 @@ class TlogProof:
             extra=extra,
         )
 
+    def check(self, leaf: bytes) -> Checkpoint:
+        """Return the checkpoint under which `leaf` lies at `index`, whoever signed it, if anybody; raises otherwise.
+
+        For those who have no key and trust the sender: it shows no more than that what was sent belongs together.
+        """
+        text, _, _ = self.checkpoint.rpartition("\n\n")
+        return self._prove(leaf, Checkpoint.parse(f"{text}\n"))
+
     def verify(self, leaf: bytes, log: Verifier) -> Checkpoint:
         """Return the checkpoint under which `leaf` lies at `index` in `log`; raises otherwise."""
-        checkpoint = verify_checkpoint(self.checkpoint, log)
+        return self._prove(leaf, verify_checkpoint(self.checkpoint, log))
+
+    def _prove(self, leaf: bytes, checkpoint: Checkpoint) -> Checkpoint:
         verify_inclusion(hash_leaf(leaf), self.index, checkpoint.size, self.hashes, checkpoint.root)
         return checkpoint

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,12 +17,27 @@ from shared.errors import AuditUnavailable
 from shared.keys import FileKeyProvider
 from shared.outbox import USE, Outbox
 from shared.rpc.layers import Refusals
+from shared.transparency.checkpoint import Checkpoint, sign_checkpoint
+from shared.transparency.merkle import hash_leaf
+from shared.transparency.note import Signer, Verifier
+from shared.transparency.proof import TlogProof
+
+LOG = Signer("log.example/audit", bytes(range(32)))
+
+
+def acknowledged(record_id: str, *, signer: Signer = LOG, **members: object) -> audit_pb2.Appended:
+    """An acknowledgement by a log that holds this one record."""
+    leaf = json.dumps({"record_id": record_id}).encode()
+    checkpoint = Checkpoint(origin=signer.name, size=1, root=hash_leaf(leaf))
+    proof = TlogProof(index=0, hashes=(), checkpoint=sign_checkpoint(checkpoint, signer))
+    return audit_pb2.Appended(**{"leaf": leaf, "proof": proof.encode()} | members)  # type: ignore[arg-type]
 
 
 class SlowAudit(audit_pb2_grpc.AuditServiceServicer):
-    """Takes every record, and acknowledges once it may."""
+    """Takes every record, and acknowledges once it may, by `answer`."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer: Callable[[str], audit_pb2.Appended] = acknowledged) -> None:
+        self._answer = answer
         self.taken: dict[str, record_pb2.Record] = {}
         self.asked = asyncio.Event()
         self.may_answer = asyncio.Event()
@@ -32,9 +48,7 @@ class SlowAudit(audit_pb2_grpc.AuditServiceServicer):
         self.taken |= {record.record_id: record for record in request.records}
         self.asked.set()
         await self.may_answer.wait()
-        return audit_pb2.AppendRecordsResponse(
-            appended=[audit_pb2.Appended(leaf=b"{}", proof="a proof") for _ in request.records]
-        )
+        return audit_pb2.AppendRecordsResponse(appended=[self._answer(record.record_id) for record in request.records])
 
 
 class Plain:
@@ -48,13 +62,15 @@ class Plain:
 
 
 @asynccontextmanager
-async def serving(audit: SlowAudit, box: Outbox, *, timeout: float) -> AsyncIterator[AuditClient]:
+async def serving(
+    audit: SlowAudit, box: Outbox, *, timeout: float, log_key: Verifier | None = None
+) -> AsyncIterator[AuditClient]:
     server = grpc.aio.server()
     audit_pb2_grpc.add_AuditServiceServicer_to_server(audit, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield AuditClient(Plain(channel), box, timeout=timeout)  # type: ignore[arg-type]
+        yield AuditClient(Plain(channel), box, timeout=timeout, log_key=log_key)  # type: ignore[arg-type]
     await server.stop(None)
 
 
@@ -62,6 +78,44 @@ async def serving(audit: SlowAudit, box: Outbox, *, timeout: float) -> AsyncIter
 def box(tmp_path: Path) -> Outbox:
     (tmp_path / "outbox").mkdir(mode=0o700)
     return Outbox(tmp_path / "outbox", FileKeyProvider.create(tmp_path / "keys.json", [USE]))
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda record_id: acknowledged(record_id, leaf=b"{}"),
+        lambda record_id: acknowledged(record_id, proof="a proof"),
+        lambda record_id: acknowledged(record_id, proof=""),
+        lambda record_id: acknowledged(record_id, index=1),
+        lambda _: acknowledged("another record"),
+        lambda record_id: acknowledged(record_id, signer=Signer(LOG.name, bytes(32))),
+    ],
+    ids=["leaf", "proof", "unproven", "index", "another-record", "another-key"],
+)
+async def test_what_does_not_show_the_record_in_the_log_is_no_acknowledgement(
+    box: Outbox, lie: Callable[[str], audit_pb2.Appended]
+) -> None:
+    audit = SlowAudit(lie)
+    audit.may_answer.set()
+    record = record_of(record_pb2.RECORD_KIND_SYSTEM, call_id="c", method="-")
+    async with serving(audit, box, timeout=5.0, log_key=LOG.verifier) as client:
+        with pytest.raises(AuditUnavailable):
+            await client.append([record])
+        with pytest.raises(AuditUnavailable):
+            await client.conclude(record)
+        with pytest.raises(AuditUnavailable):
+            await client.deliver()
+    assert len(await box.waiting(2)) == 1
+
+
+@pytest.mark.parametrize("log_key", [None, LOG.verifier], ids=["without-key", "with-key"])
+async def test_an_acknowledgement_shows_the_record_in_the_log(box: Outbox, log_key: Verifier | None) -> None:
+    audit = SlowAudit()
+    audit.may_answer.set()
+    record = record_of(record_pb2.RECORD_KIND_SYSTEM, call_id="c", method="-")
+    async with serving(audit, box, timeout=5.0, log_key=log_key) as client:
+        (appended,) = await client.append([record])
+    assert json.loads(appended.leaf) == {"record_id": record.record_id}
 
 
 async def test_an_end_whose_task_is_cancelled_waits_in_the_outbox(box: Outbox) -> None:
