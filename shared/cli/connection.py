@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import datetime as dt
 import functools
 import tomllib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
@@ -22,7 +23,7 @@ from shared.cli.credentials import Credentials
 from shared.cli.failures import CallFailed, Failure
 from shared.cli.render import Output
 from shared.rpc.channel import Channel, PeerSettings, outgoing
-from shared.rpc.tls import TlsSettings
+from shared.rpc.tls import TlsSettings, first_end
 
 DEFAULT_CLIENT = "cli"
 # Deadline of calls that only read or write records.
@@ -88,12 +89,23 @@ class Home:
         taken = self.server(service).get("ports_file")
         return taken is None or (self.path / service / str(taken)).is_file()
 
+    def certificate_end(self, service: str) -> dt.datetime:
+        """Return when the service's certificate ends. Raises OSError where there is none."""
+        certificate = self.configuration(service).parent / str(self.server(service)["tls"]["certificate"])
+        return first_end(certificate.read_bytes())
+
     def tls(self, client: str) -> TlsSettings:
-        """Return the certificate of `client`. Raises Failure where there is none."""
+        """Return the certificate of `client`. Raises Failure where there is none, or one that has ended."""
         pki = self.path / "pki"
         certificate = pki / "clients" / f"{client}.pem"
         if not certificate.is_file():
             raise Failure(f"there is no client certificate {client!r}: bastide client add {client}")
+        if (end := first_end(certificate.read_bytes())) <= dt.datetime.now(dt.UTC):
+            raise Failure(
+                f"the certificate of client {client!r} ended at {end:%Y-%m-%d %H:%M:%SZ}: bastide renew, "
+                "then sign in again",
+                title="certificate ended",
+            )
         return TlsSettings(
             certificate=certificate,
             key=certificate.with_suffix(".key"),

@@ -51,6 +51,10 @@ def init(
         [
             ("set-up", str(home)),
             ("client certificates", ", ".join(clients)),
+            (
+                "certificates end",
+                f"{session.home.certificate_end('audit'):%Y-%m-%d %H:%M:%SZ} (before then: bastide renew)",
+            ),
             ("public key of the audit log", f"{session.home.log_key} (give it to auditors)"),
             ("next", "bastide up audit policy-guard, then bastide admin bootstrap SUBJECT SUBJECT"),
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import itertools
 import signal
 import time
@@ -38,6 +39,7 @@ class _State:
     probes: str
     ready: bool
     problems: dict[str, str]
+    certificate_end: str
 
     @classmethod
     def of(cls, home: Home, name: str) -> _State:
@@ -50,6 +52,8 @@ class _State:
             found = Readiness(
                 ready=False, problems={"process": f"another one than this set-up's answers at {probes_at}"}
             )
+        if ended := _ended(home, name):
+            found = Readiness(ready=False, problems={**found.problems, "certificate": ended})
         return cls(
             service=name,
             pid=pid,
@@ -57,6 +61,7 @@ class _State:
             probes=probes_at,
             ready=found.ready,
             problems=found.problems,
+            certificate_end=f"{home.certificate_end(name):%Y-%m-%d %H:%M:%SZ}",
         )
 
 
@@ -77,6 +82,9 @@ def up(
     session = Session.of(context)
     session.home.configuration("audit")
     names = _chosen(services)
+    for name in names:
+        if ended := _ended(session.home, name):
+            raise Failure(f"{name}: its certificate {ended}", title="certificate ended")
     started: list[Process] = []
     if foreground:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -129,6 +137,12 @@ def _start(session: Session, process: Process, wait: float, started: list[Proces
         process.wait_ready(_probes(home, name), seconds=wait)
 
 
+def _ended(home: Home, name: str) -> str:
+    """Say that the service's certificate has ended and what to do; empty while it counts."""
+    end = home.certificate_end(name)
+    return "" if end > dt.datetime.now(dt.UTC) else f"ended at {end:%Y-%m-%d %H:%M:%SZ}: bastide renew"
+
+
 def _probes(home: Home, name: str) -> Iterator[Readiness]:
     for _ in itertools.count():
         yield _readiness(home, name)
@@ -153,13 +167,14 @@ def _show(session: Session, names: tuple[str, ...]) -> bool:
     states = [_State.of(session.home, name) for name in names]
     session.output.emit({"services": [dataclasses.asdict(state) for state in states]})
     session.output.table(
-        *("service", "pid", "grpc", "probes", "ready", "problems"),
+        *("service", "pid", "grpc", "probes", "certificate ends", "ready", "problems"),
         rows=[
             (
                 state.service,
                 str(state.pid or "-"),
                 state.grpc,
                 state.probes,
+                state.certificate_end,
                 "yes" if state.ready else "no",
                 "; ".join(f"{key}: {text}" for key, text in state.problems.items()),
             )

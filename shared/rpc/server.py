@@ -33,7 +33,7 @@ from shared.rpc import layers
 from shared.rpc.call import MAX_MESSAGE_BYTES, Call, Owned, compose
 from shared.rpc.methods import Method, MethodTable, public
 from shared.rpc.probes import Probes
-from shared.rpc.tls import TlsSettings, server_credentials
+from shared.rpc.tls import Certificates, TlsSettings, server_credentials
 
 log = structlog.get_logger()
 
@@ -108,6 +108,8 @@ class Server:
         self._settings = settings
         self._problems = problems
         self._found: Mapping[str, str] = {"start": "the service has not looked yet"}
+        # Beside the reader of the handshakes, which counts a change as seen only when it has used it.
+        self._certificates = Certificates(settings.tls)
         self._owned = owned
         self._draining = False
         self.table = MethodTable({**rows, **_COMMON}, [*services, HEALTH, REFLECTION])
@@ -243,6 +245,8 @@ class Server:
         except Exception as error:  # noqa: BLE001  (a defect in the check must not leave its last answer standing)
             log.error("readiness_check_broken", error=error)
             found = {"check": "the readiness check has failed"}
+        if ended := self._certificates.expired():
+            found = {**found, "certificate": f"this service's own ended at {ended:%Y-%m-%d %H:%M:%SZ}; renew it"}
         if found != self._found:
             log.info("readiness", problems=dict(found))
         self._found = found

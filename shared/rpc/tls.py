@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 
 import grpc
@@ -42,6 +43,7 @@ class Certificates:
         """Read on first use."""
         self._settings = settings
         self._stamp: tuple[int, ...] | None = None
+        self._end: dt.datetime | None = None
 
     def changed(self) -> bool:
         """Say whether any file differs from what `read` last saw."""
@@ -55,21 +57,36 @@ class Certificates:
         stamp = self._now()
         key = files.read(self._settings.key, forbidden_mode=_WIDER_THAN_0640)
         chain, ca = self._settings.certificate.read_bytes(), self._settings.ca.read_bytes()
-        own, authority = _first_end(chain), _first_end(ca)
+        own, authority = first_end(chain), first_end(ca)
         _check_pair(key, chain)
-        EXPIRATION.labels("own").set(own)
-        EXPIRATION.labels("authority").set(authority)
+        EXPIRATION.labels("own").set(own.timestamp())
+        EXPIRATION.labels("authority").set(authority.timestamp())
+        self._end = own
         self._stamp = stamp
         return key, chain, ca
+
+    def expired(self) -> dt.datetime | None:
+        """Return when this workload's certificate ended, None while it counts. Reads the files when they changed.
+
+        Nobody connects to a workload whose certificate has ended, and neither side's TLS says why.
+        """
+        try:
+            if self.changed():
+                self.read()
+        except (OSError, KeyFileRefused):
+            pass  # half-replaced files: what was read last is what is used
+        ended = self._end is not None and self._end <= dt.datetime.now(dt.UTC)
+        return self._end if ended else None
 
     def _now(self) -> tuple[int, ...]:
         paths = (self._settings.key, self._settings.certificate, self._settings.ca)
         return tuple(value for path in paths for value in (path.stat().st_mtime_ns, path.stat().st_ino))
 
 
-def _first_end(pem: bytes) -> float:
+def first_end(pem: bytes) -> dt.datetime:
+    """Return when the first certificate in `pem` ends, in UTC. Raises OSError where it holds no certificates."""
     try:
-        return min(item.not_valid_after_utc.timestamp() for item in x509.load_pem_x509_certificates(pem))
+        return min(item.not_valid_after_utc for item in x509.load_pem_x509_certificates(pem))
     except ValueError as error:
         raise OSError("a certificate file is not whole, or holds something else") from error
 

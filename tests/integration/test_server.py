@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import os
 import shutil
 import socket
@@ -68,6 +69,26 @@ async def test_a_replaced_certificate_is_shown_without_a_restart(audit: Suite) -
     authority = CertificateAuthority(audit.home / "pki", trust_domain="bastide.local")
     authority.issue("audit", audit.home / "pki" / "audit", dns="audit.bastide.local")
     assert await asyncio.to_thread(presented, audit) != before
+    assert await checkpoint(audit)
+
+
+async def test_a_certificate_that_ended_is_a_problem_until_it_is_replaced(audit: Suite) -> None:
+    def problems() -> str:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{audit.probes['audit']}/readyz", timeout=5) as answer:
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            return error.read().decode()
+
+    async def until(ended: bool) -> None:
+        async with asyncio.timeout(10):
+            while ("own ended at" in await asyncio.to_thread(problems)) is not ended:
+                await asyncio.sleep(0.05)
+
+    authority = CertificateAuthority(audit.home / "pki", trust_domain="bastide.local")
+    for lifetime, ended in ((dt.timedelta(seconds=-1), True), (dt.timedelta(days=1), False)):
+        authority.issue("audit", audit.home / "pki" / "audit", dns="audit.bastide.local", lifetime=lifetime)
+        await until(ended)
     assert await checkpoint(audit)
 
 

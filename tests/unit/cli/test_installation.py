@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
+from shared.cli.setup import TRUST_DOMAIN
+from shared.identity.authority import CertificateAuthority
 from tests.unit.cli.conftest import Bastide, document
 
 
@@ -123,3 +126,33 @@ def test_status_tells_that_nothing_runs(bastide: Bastide) -> None:
 def test_an_unknown_service_is_wrong_usage(bastide: Bastide) -> None:
     bastide("init")
     assert bastide("up", "audti").exit_code == 2
+
+
+def end(home: Path, workload: str, target: str) -> None:
+    """Replace a certificate by one that ended a second ago."""
+    CertificateAuthority(home / "pki", trust_domain=TRUST_DOMAIN).issue(
+        workload, home / "pki" / target, dns=f"{workload}.{TRUST_DOMAIN}", lifetime=dt.timedelta(seconds=-1)
+    )
+
+
+def test_a_client_certificate_that_has_ended_is_told_with_its_cure(bastide: Bastide, tmp_path: Path) -> None:
+    bastide("init", "--base-port", "1")
+    end(tmp_path / "home", "client/cli", "clients/cli")
+    refused = bastide("audit", "checkpoint")
+    assert refused.exit_code == 1
+    assert "certificate of client 'cli' ended" in refused.stderr
+    assert "bastide renew" in refused.stderr
+    bastide("renew")
+    assert "does not answer" in bastide("audit", "checkpoint").stderr
+
+
+def test_a_service_whose_certificate_has_ended_is_not_started(bastide: Bastide, tmp_path: Path) -> None:
+    bastide("init", "--base-port", "1")
+    end(tmp_path / "home", "audit", "audit")
+    refused = bastide("up", "audit")
+    assert refused.exit_code == 1
+    assert "audit: its certificate ended at" in refused.stderr
+    assert "bastide renew" in refused.stderr
+    assert not (tmp_path / "home" / "run").exists()
+    first = document(bastide("status", "--json"))["services"][0]  # type: ignore[index]
+    assert "bastide renew" in first["problems"]["certificate"]

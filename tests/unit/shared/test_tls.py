@@ -92,3 +92,17 @@ def test_a_key_that_others_may_see_or_change_is_refused(pki: Path, certificates:
         certificates.read()
     (pki / "audit.key").chmod(0o640)
     certificates.read()
+
+
+def test_a_certificate_that_has_ended_is_told_until_it_is_replaced(pki: Path, certificates: Certificates) -> None:
+    assert certificates.expired() is None
+    CertificateAuthority(pki, trust_domain="test").issue(
+        "audit", pki / "audit", dns="audit.test", lifetime=dt.timedelta(seconds=-1)
+    )
+    ended = certificates.expired()
+    assert ended is not None
+    assert [ended.timestamp()] == ends(pki / "audit.pem")
+    (pki / "audit.pem").write_bytes(b"half")
+    assert certificates.expired() == ended
+    issue(pki, days=7)
+    assert certificates.expired() is None
