@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from shared.cli import chat, evidence, installation, logs, models, people, policies, releases, services
 from shared.cli.connection import Home, Session
@@ -32,13 +35,15 @@ class Root(TyperGroup):
         head = args[:end]
         if _FLAG in head:
             args = [_FLAG, *(item for item in head if item != _FLAG), *args[end:]]
-        return super().parse_args(ctx, args)
+        with _usage_told(as_json=_FLAG in head):
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; failures end it with their exit code, and those that nobody foresaw in one line too."""
         try:
-            return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):
+            with _usage_told(as_json=bool(ctx.params.get("as_json"))):
+                return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, TyperException):
             raise
         except Exception as error:
             output = Output(as_json=bool(ctx.params.get("as_json")))
@@ -50,6 +55,16 @@ class Root(TyperGroup):
                 output.failure("internal error", lines, {"reason": "INTERNAL", "message": lines[0]})
                 exit_code = INTERNAL
             raise typer.Exit(exit_code) from None
+
+
+@contextlib.contextmanager
+def _usage_told(*, as_json: bool) -> Iterator[None]:
+    """Tell programs of wrong usage too; people are told by typer, which also ends the command with exit code 2."""
+    try:
+        yield
+    except TyperException as error:
+        Output(as_json=as_json).emit({"error": {"reason": "USAGE", "message": error.format_message()}})
+        raise
 
 
 app = typer.Typer(

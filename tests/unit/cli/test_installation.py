@@ -51,6 +51,27 @@ def test_a_failure_that_nobody_foresaw_is_one_line(bastide: Bastide, monkeypatch
         bastide("init")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nope",),
+        ("model", "show"),
+        ("whoami", "extra"),
+        ("--nope",),
+        ("chat", "m", "hi", "--temperature", "hot"),
+        ("model",),
+    ],
+)
+def test_wrong_usage_is_told_to_people_and_programs(bastide: Bastide, arguments: tuple[str, ...]) -> None:
+    told = bastide(*arguments)
+    assert told.exit_code == 2
+    assert told.stderr
+    assert told.stdout == ""
+    wrong = bastide(*arguments, "--json")
+    assert wrong.exit_code == 2
+    assert document(wrong)["error"]["reason"] == "USAGE"  # type: ignore[index]
+
+
 def test_a_name_that_is_not_signed_in_is_called_so(bastide: Bastide) -> None:
     bastide("init")
     assert "uma@x.org is not signed in here" in bastide("--as", "uma@x.org", "model", "list").stderr
