@@ -40,10 +40,13 @@ class Outbox:
     """A folder of sealed records. What `put` wrote is durable when it returns and stays until `delete`."""
 
     def __init__(self, folder: Path, keys: KeyProvider, *, clock: Callable[[], int] = time.time_ns) -> None:
-        """Keep records in `folder`, which exists and is this process's alone, sealed under a key of `keys`.
+        """Keep records in `folder`, which is this process's alone and made where it is missing, sealed by `keys`.
 
-        `clock` gives nanoseconds since 1970.
+        `clock` gives nanoseconds since 1970. Raises OSError where the folder cannot be had.
         """
+        if not folder.exists():
+            folder.mkdir(mode=0o700)
+            files.fsync_directory(folder.parent)
         self._folder = folder
         self._keys = keys
         self._clock = clock

@@ -122,8 +122,8 @@ class Suite:
         key = (service, client)
         if pki is None and key in self._channels:
             return self._channels[key]
-        folder = pki or self.home / "pki"
-        leaf = folder / ("clients" if (folder / "clients" / f"{client}.pem").exists() else "") / client
+        folder = pki or self.home / "pki" / "clients"
+        leaf = folder / client if (folder / f"{client}.pem").exists() else self.home / client / "tls"
         channel = grpc.aio.secure_channel(
             f"127.0.0.1:{self.grpc[service]}",
             grpc.ssl_channel_credentials(

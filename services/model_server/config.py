@@ -56,7 +56,9 @@ class ModelServerSettings(ServiceSettings):
     objects: str = pydantic.Field(
         description="Object store URL (fsspec), for example `file:///var/lib/bastide/objects`."
     )
-    outbox: Path = pydantic.Field(description="Folder, mode 0700, for records that the audit log could not take yet.")
+    outbox: Path = pydantic.Field(
+        description="Folder for records that the audit log could not take yet; made with mode 0700."
+    )
     statement_key: Path = pydantic.Field(description="Ed25519 key that signs imports and releases, PEM, mode 0600.")
     log_public_key: Path = pydantic.Field(description="The audit log's public key (C2SP vkey).")
     import_roots: tuple[Path, ...] = pydantic.Field(

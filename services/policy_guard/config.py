@@ -24,7 +24,9 @@ class PolicyGuardSettings(ServiceSettings):
     administrator_tenants: tuple[str, ...] = pydantic.Field(
         default=("default",), min_length=1, description="Tenants whose administrators must stay able to change policy."
     )
-    outbox: Path = pydantic.Field(description="Folder, mode 0700, for records that the audit log could not take yet.")
+    outbox: Path = pydantic.Field(
+        description="Folder for records that the audit log could not take yet; made with mode 0700."
+    )
     decision_seconds: float = pydantic.Field(
         default=1.0, gt=0, le=30, description="Deadline of one policy evaluation; then the call is refused."
     )

@@ -42,15 +42,14 @@ def create(home: Path, *, base_port: int = BASE_PORT, clients: tuple[str, ...] =
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.umask(0o077)
     (home / "trust").mkdir(mode=0o700)
-    authority = CertificateAuthority.create(home / "pki", trust_domain=TRUST_DOMAIN)
-    for service in SERVICES:
-        authority.issue(service, home / "pki" / service, dns=f"{service}.{TRUST_DOMAIN}")
+    CertificateAuthority.create(home / "pki", trust_domain=TRUST_DOMAIN)
     for client in clients:
         issue_client(home, client)
     trusted: list[TrustedKey] = []
     for service in SERVICES:
         folder = home / service
         folder.mkdir(mode=0o700)
+        issue_service(home, service)
         FileKeyProvider.create(folder / "keys.json", _USES[service])
         for kind in _KINDS[service]:
             key = SigningKey.create(folder / f"{kind}.pem", name=f"{service}/{kind}")
@@ -63,8 +62,6 @@ def create(home: Path, *, base_port: int = BASE_PORT, clients: tuple[str, ...] =
     files.create(home / "audit" / "log.key", signer.skey.encode())
     (home / "trust" / "log.vkey").write_text(signer.verifier.vkey + "\n")
     files.create(home / "audit" / "lookup.key", secrets.token_bytes(32))
-    for service in ("policy-guard", "model-server"):
-        (home / service / "outbox").mkdir(mode=0o700)
     for position, service in enumerate(SERVICES):
         (home / service / f"{service}.toml").write_text(_configuration(home, service, base_port, position))
 
@@ -74,13 +71,18 @@ def renew(home: Path) -> list[str]:
 
     Running services take them up by themselves.
     """
-    authority = CertificateAuthority(home / "pki", trust_domain=TRUST_DOMAIN)
     for service in SERVICES:
-        authority.issue(service, home / "pki" / service, dns=f"{service}.{TRUST_DOMAIN}")
+        issue_service(home, service)
     clients = sorted(path.stem for path in (home / "pki" / "clients").glob("*.pem"))
     for client in clients:
         issue_client(home, client)
     return [*SERVICES, *clients]
+
+
+def issue_service(home: Path, service: str) -> None:
+    """Issue a service's certificate, `tls.pem` and `tls.key`, into the folder that holds its other keys."""
+    authority = CertificateAuthority(home / "pki", trust_domain=TRUST_DOMAIN)
+    authority.issue(service, home / service / "tls", dns=f"{service}.{TRUST_DOMAIN}")
 
 
 def issue_client(home: Path, name: str) -> None:
@@ -119,8 +121,8 @@ def _configuration(home: Path, service: str, base_port: int, position: int) -> s
         'ports_file = "ports"',
         "",
         "[server.tls]",
-        f'certificate = "../pki/{service}.pem"',
-        f'key = "../pki/{service}.key"',
+        'certificate = "tls.pem"',
+        'key = "tls.key"',
         'ca = "../pki/ca.pem"',
         f'trust_domain = "{TRUST_DOMAIN}"',
         "",

@@ -156,5 +156,5 @@ def false_pki(suite: Suite, folder: Path) -> None:
     for service in SERVICES:
         dns = f"{service}.bastide.local"
         ours.issue(f"client/{service}", suite.home / "pki" / "clients" / f"false-{service}", dns=dns)
-        if not (suite.home / "pki" / f"{service}.pem").exists():
-            ours.issue(service, suite.home / "pki" / service, dns=dns)
+        if not (suite.home / service).exists():
+            ours.issue(service, suite.home / service / "tls", dns=dns)

@@ -43,7 +43,7 @@ class Interposer:
     """
 
     def __init__(self, home: Path, service: str, *, method: str, port: int, target: int, step: Step) -> None:
-        self._pki = home / "pki"
+        self._home = home
         self._service = service
         self._method = method
         self._port = port
@@ -77,11 +77,13 @@ class Interposer:
 
     async def start(self) -> None:
         """Listen."""
-        read = self._pki.joinpath
-        ca = read("ca.pem").read_bytes()
+        read = self._home.joinpath
+        ca = read("pki", "ca.pem").read_bytes()
         self._channel = grpc.aio.secure_channel(
             f"127.0.0.1:{self._target}",
-            grpc.ssl_channel_credentials(ca, read(f"{CALLER}.key").read_bytes(), read(f"{CALLER}.pem").read_bytes()),
+            grpc.ssl_channel_credentials(
+                ca, read(CALLER, "tls.key").read_bytes(), read(CALLER, "tls.pem").read_bytes()
+            ),
             options=[
                 ("grpc.ssl_target_name_override", f"{self._service}.bastide.local"),
                 ("grpc.use_local_subchannel_pool", 1),
@@ -89,7 +91,7 @@ class Interposer:
         )
         self._server = grpc.aio.server()
         self._server.add_generic_rpc_handlers((_Everything(self._serve),))
-        pair = (read(f"{self._service}.key").read_bytes(), read(f"{self._service}.pem").read_bytes())
+        pair = (read(self._service, "tls.key").read_bytes(), read(self._service, "tls.pem").read_bytes())
         self._server.add_secure_port(
             f"127.0.0.1:{self._port}", grpc.ssl_server_credentials([pair], ca, require_client_auth=True)
         )

@@ -35,11 +35,10 @@ def home(tmp_path: Path) -> Path:
 
 @pytest_asyncio.fixture
 async def address(home: Path) -> AsyncIterator[str]:
-    pki = home / "pki"
-    pair = ((pki / "audit.key").read_bytes(), (pki / "audit.pem").read_bytes())
+    pair = ((home / "audit" / "tls.key").read_bytes(), (home / "audit" / "tls.pem").read_bytes())
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((_Mirror(),))
-    credentials = grpc.ssl_server_credentials([pair], (pki / "ca.pem").read_bytes(), require_client_auth=True)
+    credentials = grpc.ssl_server_credentials([pair], (home / "pki" / "ca.pem").read_bytes(), require_client_auth=True)
     port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()
     yield f"127.0.0.1:{port}"
@@ -48,8 +47,8 @@ async def address(home: Path) -> AsyncIterator[str]:
 
 @pytest_asyncio.fixture
 async def channel(home: Path, address: str) -> AsyncIterator[Channel]:
-    pki = home / "pki"
-    tls = TlsSettings(certificate=pki / "model-server.pem", key=pki / "model-server.key", ca=pki / "ca.pem")
+    own = home / "model-server"
+    tls = TlsSettings(certificate=own / "tls.pem", key=own / "tls.key", ca=home / "pki" / "ca.pem")
     opened = Channel(PeerSettings(address=address), tls, service="audit")
     yield opened
     await opened.close()
@@ -62,7 +61,7 @@ async def shown(channel: Channel) -> bytes:
 
 
 async def test_a_renewed_certificate_is_shown_without_a_restart(home: Path, channel: Channel) -> None:
-    file = home / "pki" / "model-server.pem"
+    file = home / "model-server" / "tls.pem"
     before = file.read_bytes()
     assert await shown(channel) == before
     assert channel.get() is channel.get()
@@ -79,7 +78,7 @@ async def test_a_call_under_way_ends_on_the_channel_it_began_on(home: Path, chan
 
 
 async def test_files_that_are_being_replaced_break_nothing(home: Path, channel: Channel) -> None:
-    file = home / "pki" / "model-server.pem"
+    file = home / "model-server" / "tls.pem"
     before = await shown(channel)
     file.rename(file.with_suffix(".away"))
     assert await shown(channel) == before

@@ -67,7 +67,7 @@ async def read_to_the_end(stream: grpc.aio.UnaryStreamCall) -> None:
 async def test_a_replaced_certificate_is_shown_without_a_restart(audit: Suite) -> None:
     before = await asyncio.to_thread(presented, audit)
     authority = CertificateAuthority(audit.home / "pki", trust_domain="bastide.local")
-    authority.issue("audit", audit.home / "pki" / "audit", dns="audit.bastide.local")
+    authority.issue("audit", audit.home / "audit" / "tls", dns="audit.bastide.local")
     assert await asyncio.to_thread(presented, audit) != before
     assert await checkpoint(audit)
 
@@ -87,7 +87,7 @@ async def test_a_certificate_that_ended_is_a_problem_until_it_is_replaced(audit:
 
     authority = CertificateAuthority(audit.home / "pki", trust_domain="bastide.local")
     for lifetime, ended in ((dt.timedelta(seconds=-1), True), (dt.timedelta(days=1), False)):
-        authority.issue("audit", audit.home / "pki" / "audit", dns="audit.bastide.local", lifetime=lifetime)
+        authority.issue("audit", audit.home / "audit" / "tls", dns="audit.bastide.local", lifetime=lifetime)
         await until(ended)
     assert await checkpoint(audit)
 

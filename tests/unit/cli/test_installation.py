@@ -103,13 +103,13 @@ def test_commands_without_a_set_up_say_how_to_make_one(bastide: Bastide) -> None
 
 def test_renewed_certificates_are_new_and_of_the_same_authority(bastide: Bastide, tmp_path: Path) -> None:
     bastide("init", "--base-port", "1", "--client", "portal")
-    pki = tmp_path / "home" / "pki"
-    names = ("audit", "policy-guard", "model-server", "clients/cli", "clients/portal")
-    before = {name: (pki / f"{name}.pem").read_bytes() for name in names}
+    home = tmp_path / "home"
+    names = ("audit/tls", "policy-guard/tls", "model-server/tls", "pki/clients/cli", "pki/clients/portal")
+    before = {name: (home / f"{name}.pem").read_bytes() for name in names}
     assert "portal" in bastide("renew").stdout
-    authority = x509.load_pem_x509_certificate((pki / "ca.pem").read_bytes())
+    authority = x509.load_pem_x509_certificate((home / "pki" / "ca.pem").read_bytes())
     for name in names:
-        renewed = (pki / f"{name}.pem").read_bytes()
+        renewed = (home / f"{name}.pem").read_bytes()
         assert renewed != before[name]
         x509.load_pem_x509_certificate(renewed).verify_directly_issued_by(authority)
 
@@ -152,13 +152,13 @@ def test_an_unknown_service_is_wrong_usage(bastide: Bastide) -> None:
 def end(home: Path, workload: str, target: str) -> None:
     """Replace a certificate by one that ended a second ago."""
     CertificateAuthority(home / "pki", trust_domain=TRUST_DOMAIN).issue(
-        workload, home / "pki" / target, dns=f"{workload}.{TRUST_DOMAIN}", lifetime=dt.timedelta(seconds=-1)
+        workload, home / target, dns=f"{workload}.{TRUST_DOMAIN}", lifetime=dt.timedelta(seconds=-1)
     )
 
 
 def test_a_client_certificate_that_has_ended_is_told_with_its_cure(bastide: Bastide, tmp_path: Path) -> None:
     bastide("init", "--base-port", "1")
-    end(tmp_path / "home", "client/cli", "clients/cli")
+    end(tmp_path / "home", "client/cli", "pki/clients/cli")
     refused = bastide("audit", "checkpoint")
     assert refused.exit_code == 1
     assert "certificate of client 'cli' ended" in refused.stderr
@@ -169,7 +169,7 @@ def test_a_client_certificate_that_has_ended_is_told_with_its_cure(bastide: Bast
 
 def test_a_service_whose_certificate_has_ended_is_not_started(bastide: Bastide, tmp_path: Path) -> None:
     bastide("init", "--base-port", "1")
-    end(tmp_path / "home", "audit", "audit")
+    end(tmp_path / "home", "audit", "audit/tls")
     refused = bastide("up", "audit")
     assert refused.exit_code == 1
     assert "audit: its certificate ended at" in refused.stderr

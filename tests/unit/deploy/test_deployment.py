@@ -26,7 +26,8 @@ def test_containerfile_copies_what_exists_and_runs_unprivileged(name: str) -> No
     for line in re.findall(r"^COPY (.+)$", text, re.M):
         for source in line.split()[:-1]:
             assert (ROOT / source).exists(), source
-    assert re.search(r"^USER 10001$", text, re.M)
+    assert re.search(r"^ARG UID=10001$", text, re.M)
+    assert re.search(r"^USER \$\{UID\}$", text, re.M)
     extra = re.search(r"\.\[([a-z-]+)\]", text)
     assert extra is not None
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -39,12 +40,14 @@ def test_containerfile_copies_what_exists_and_runs_unprivileged(name: str) -> No
 
 def test_compose_builds_each_service_and_publishes_no_log() -> None:
     compose = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())
-    assert sorted(compose["services"]) == NAMES
+    assert sorted(compose["services"]) == sorted([*NAMES, *(f"{name}-migrate" for name in NAMES)])
     assert "ports" not in compose["services"]["audit"]
     for name, service in compose["services"].items():
         assert (ROOT / service["build"]["dockerfile"]).exists()
         assert service["read_only"]
         assert service["cap_drop"] == ["ALL"]
         for volume in service["volumes"]:
-            if volume.startswith("./config/"):
-                assert (ROOT / "deploy" / volume.split(":")[0]).exists(), name
+            assert volume["type"] == "volume" or (volume["read_only"] and not volume["bind"]["create_host_path"]), name
+        assert (service["restart"] == "no") is name.endswith("-migrate")
+        if name in NAMES:
+            assert service["depends_on"] == {f"{name}-migrate": {"condition": "service_completed_successfully"}}

@@ -106,3 +106,10 @@ async def test_records_that_come_and_go_at_once_leave_a_true_count(box: Outbox, 
     await asyncio.gather(*map(box.delete, names[:15]), *map(box.set_aside, names[15:17]), box.put(record()))
     assert shown()[:2] == (4, 2)
     assert len(list(folder.glob("*.sealed"))) == 4
+
+
+def test_its_folder_is_made_for_this_user_alone(tmp_path: Path, keys: FileKeyProvider) -> None:
+    Outbox(tmp_path / "new", keys)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    with pytest.raises(FileNotFoundError):
+        Outbox(tmp_path / "no" / "where", keys)

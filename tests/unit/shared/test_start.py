@@ -50,7 +50,7 @@ def test_a_database_that_was_not_migrated_is_refused(home: Path, tmp_path: Path)
 @pytest.mark.parametrize("mode", [0o604, 0o660, 0o700])
 def test_a_certificates_key_that_others_may_see_is_refused(home: Path, mode: int) -> None:
     assert run(home, "migrate").returncode == 0
-    key = home / "pki" / "audit.key"
+    key = home / "audit" / "tls.key"
     key.chmod(mode)
     try:
         assert refusal(run(home))["reason"] == "KEY_FILE_REFUSED"
