@@ -14,6 +14,16 @@ from shared.cli.tools import ask_tool, run_tool
 _SECONDS = 120.0
 
 
+def _client_name(name: str) -> str:
+    if not setup.CLIENT_NAME.fullmatch(name):
+        raise typer.BadParameter("a name has up to 63 of a-z, 0-9, '.' and '-', and begins with a letter or digit")
+    return name
+
+
+def _client_names(names: list[str] | None) -> list[str] | None:
+    return names and [_client_name(name) for name in names]
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     clients = typer.Typer(no_args_is_help=True, help="Client certificates: who may connect at all.")
@@ -33,7 +43,8 @@ def init(
         int, typer.Option(min=1, max=65_000, help="First of the gRPC ports; those of the probes are 10 above.")
     ] = setup.BASE_PORT,
     client: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Client certificate to issue; repeat for more.")
+        list[str] | None,
+        typer.Option(metavar="NAME", callback=_client_names, help="Client certificate to issue; repeat for more."),
     ] = None,
 ) -> None:
     """Make certificates, keys, the log's identity and configuration in the folder --home. It must be empty."""
@@ -63,7 +74,12 @@ def init(
 
 def add_client(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of the workload: becomes spiffe://<trust-domain>/client/NAME.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            callback=_client_name, help="Name of the workload: becomes spiffe://<trust-domain>/client/NAME."
+        ),
+    ],
 ) -> None:
     """Issue another client certificate."""
     session = Session.of(context)

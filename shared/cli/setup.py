@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -16,6 +17,8 @@ TRUST_DOMAIN = "bastide.local"
 LOG_NAME = "bastide.local/audit"
 SERVICES = ("audit", "policy-guard", "model-server")
 BASE_PORT = 8441
+# It becomes part of a file's name, a SPIFFE ID and a DNS name.
+CLIENT_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 
 # One master key per use; a service holds no key it has no use for.
 _USES = {
@@ -33,7 +36,9 @@ _IN_TRUST_ROOT = (("policy-guard", "decision"), ("model-server", "statement"))
 
 
 def create(home: Path, *, base_port: int = BASE_PORT, clients: tuple[str, ...] = ("cli",)) -> None:
-    """Create a set-up in `home`, which must be empty or absent. Raises FileExistsError.
+    """Create a set-up in `home`, which must be empty or absent.
+
+    Raises FileExistsError, and ValueError as `issue_client` does.
 
     Ports: base_port + 0.. for gRPC of audit, policy-guard and model-server, + 10.. for their probes.
     """
@@ -86,7 +91,12 @@ def issue_service(home: Path, service: str) -> None:
 
 
 def issue_client(home: Path, name: str) -> None:
-    """Issue a client certificate for `spiffe://<trust-domain>/client/<name>` into `pki/clients/`."""
+    """Issue a client certificate for `spiffe://<trust-domain>/client/<name>` into `pki/clients/`.
+
+    Raises ValueError unless `name` is a whole CLIENT_NAME.
+    """
+    if not CLIENT_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of a client")
     authority = CertificateAuthority(home / "pki", trust_domain=TRUST_DOMAIN)
     authority.issue(f"client/{name}", home / "pki" / "clients" / name, dns=f"{name}.client.{TRUST_DOMAIN}")
 

@@ -95,8 +95,9 @@ class CertificateAuthority:
             .sign(self._key, hashes.SHA256())
         )
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write(target.with_suffix(".key"), _pem(key), mode=0o600)
-        _write(target.with_suffix(".pem"), certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
+        # Not `with_suffix`: a name may hold a dot, and what stands behind it belongs to the name.
+        _write(target.with_name(f"{target.name}.key"), _pem(key), mode=0o600)
+        _write(target.with_name(f"{target.name}.pem"), certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
 
 
 def _key_usage(*, ca: bool) -> x509.KeyUsage:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from shared.cli.setup import TRUST_DOMAIN
+from shared.cli import setup
 from shared.identity.authority import CertificateAuthority
 from tests.unit.cli.conftest import Bastide, document
 
@@ -95,6 +95,33 @@ def test_a_client_is_added_once(bastide: Bastide, tmp_path: Path) -> None:
     assert (tmp_path / "home" / "pki" / "clients" / "batch.pem").read_bytes() == certificate
 
 
+@pytest.mark.parametrize("name", ["../esc", "ü", "a/b", "A", "-x", ".", "", "a" * 64, "a\n", "../../audit/tls"])
+def test_a_client_with_a_name_that_is_none_is_wrong_usage(bastide: Bastide, tmp_path: Path, name: str) -> None:
+    assert bastide("init", f"--client={name}").exit_code == 2
+    assert not (tmp_path / "home").exists()
+    bastide("init")
+    before = sorted((tmp_path / "home").rglob("*"))
+    refused = bastide("client", "add", "--", name)
+    assert refused.exit_code == 2
+    assert "begins with a letter or digit" in refused.stderr
+    assert sorted((tmp_path / "home").rglob("*")) == before
+    with pytest.raises(ValueError, match="no name of a client"):
+        setup.issue_client(tmp_path / "home", name)
+
+
+@pytest.mark.parametrize("name", ["0.-" + "a" * 60, "cli.x", "a..b"])
+def test_a_client_s_certificate_lies_under_its_whole_name(bastide: Bastide, tmp_path: Path, name: str) -> None:
+    bastide("init")
+    clients = tmp_path / "home" / "pki" / "clients"
+    others = {path: path.read_bytes() for path in clients.iterdir()}
+    assert bastide("client", "add", name).exit_code == 0
+    assert {path: path.read_bytes() for path in others} == others
+    certificate = x509.load_pem_x509_certificate((clients / f"{name}.pem").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == [f"spiffe://bastide.local/client/{name}"]
+    assert name in bastide("renew").stdout
+
+
 def test_commands_without_a_set_up_say_how_to_make_one(bastide: Bastide) -> None:
     result = bastide("status")
     assert result.exit_code == 1
@@ -151,8 +178,8 @@ def test_an_unknown_service_is_wrong_usage(bastide: Bastide) -> None:
 
 def end(home: Path, workload: str, target: str) -> None:
     """Replace a certificate by one that ended a second ago."""
-    CertificateAuthority(home / "pki", trust_domain=TRUST_DOMAIN).issue(
-        workload, home / target, dns=f"{workload}.{TRUST_DOMAIN}", lifetime=dt.timedelta(seconds=-1)
+    CertificateAuthority(home / "pki", trust_domain=setup.TRUST_DOMAIN).issue(
+        workload, home / target, dns=f"{workload}.{setup.TRUST_DOMAIN}", lifetime=dt.timedelta(seconds=-1)
     )
 
 
