@@ -7,12 +7,12 @@ import contextlib
 import dataclasses
 import datetime as dt
 import functools
-import tomllib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import grpc
+import pydantic
 import typer
 from google.protobuf.message import Message
 
@@ -22,6 +22,7 @@ from bastide.policy_guard.v1 import identity_pb2_grpc, policy_pb2_grpc
 from shared.cli.credentials import Credentials
 from shared.cli.failures import CallFailed, Failure
 from shared.cli.render import Output
+from shared.config import ConfigError, Settings, load
 from shared.rpc.channel import Channel, PeerSettings, outgoing
 from shared.rpc.tls import TlsSettings, first_end
 
@@ -50,6 +51,24 @@ CATALOG = Remote("model-server", catalog_pb2_grpc.CatalogServiceStub)
 INFERENCE = Remote("model-server", inference_pb2_grpc.InferenceServiceStub)
 
 
+class ServerTable(Settings):
+    """What commands need of a service's `[server]` table; the service itself reads and checks all of it."""
+
+    model_config = pydantic.ConfigDict(extra="ignore")
+
+    listen: str = pydantic.Field(pattern=r"^.+:\d+$")
+    probes: str = pydantic.Field(pattern=r"^.+:\d+$")
+    tls: TlsSettings
+    ports_file: Path | None = None
+    drain_seconds: float = 20.0
+
+
+class _Configuration(Settings):
+    model_config = pydantic.ConfigDict(extra="ignore")
+
+    server: ServerTable
+
+
 @dataclasses.dataclass(frozen=True)
 class Home:
     """A folder that `bastide init` made."""
@@ -68,31 +87,32 @@ class Home:
             raise Failure(f"{self.path} is not a set-up: bastide --home {self.path} init", title="no set-up")
         return path.resolve()
 
-    def server(self, service: str) -> dict[str, Any]:
-        """Return the `[server]` table of the service's configuration."""
-        with self.configuration(service).open("rb") as file:
-            table: dict[str, Any] = tomllib.load(file)["server"]
-        return table
+    def server(self, service: str) -> ServerTable:
+        """Return the `[server]` table of the service's configuration. Raises Failure where it makes no sense."""
+        path = self.configuration(service)
+        try:
+            return load(_Configuration, file=path, prefix="", environ={}).settings.server
+        except ConfigError as error:
+            message = f"{path}: {str(error).removeprefix(f'{path}: ')}"
+            raise Failure(message, title="configuration refused") from None
 
     def addresses(self, service: str) -> tuple[str, str]:
         """Return where the service listens: gRPC and probes. Port 0 is looked up in the file the server writes."""
         server = self.server(service)
-        hosts, ports = zip(*(str(server[key]).rsplit(":", 1) for key in ("listen", "probes")), strict=True)
-        taken = self.path / service / str(server.get("ports_file", "ports"))
-        if "0" in ports and taken.is_file():
-            ports = tuple(taken.read_text().split())
+        hosts, ports = zip(*(address.rsplit(":", 1) for address in (server.listen, server.probes)), strict=True)
+        if "0" in ports and server.ports_file is not None and server.ports_file.is_file():
+            ports = tuple(server.ports_file.read_text().split())
         grpc_at, probes_at = (f"{_EVERYWHERE.get(host, host)}:{port}" for host, port in zip(hosts, ports, strict=True))
         return grpc_at, probes_at
 
     def listening(self, service: str) -> bool:
         """Say whether the service's last start went as far as its ports. Whether it still runs is another matter."""
-        taken = self.server(service).get("ports_file")
-        return taken is None or (self.path / service / str(taken)).is_file()
+        taken = self.server(service).ports_file
+        return taken is None or taken.is_file()
 
     def certificate_end(self, service: str) -> dt.datetime:
         """Return when the service's certificate ends. Raises OSError where there is none."""
-        certificate = self.configuration(service).parent / str(self.server(service)["tls"]["certificate"])
-        return first_end(certificate.read_bytes())
+        return first_end(self.server(service).tls.certificate.read_bytes())
 
     def tls(self, client: str) -> TlsSettings:
         """Return the certificate of `client`. Raises Failure where there is none, or one that has ended."""
@@ -110,7 +130,7 @@ class Home:
             certificate=certificate,
             key=certificate.with_suffix(".key"),
             ca=pki / "ca.pem",
-            trust_domain=self.server("audit")["tls"]["trust_domain"],
+            trust_domain=self.server("audit").tls.trust_domain,
         )
 
     @property

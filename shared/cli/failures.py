@@ -84,15 +84,15 @@ def explain(error: Exception) -> Explanation | None:
         case Error():
             document = {"reason": error.reason, "message": error.message}
             return Explanation(title=error.reason, lines=(error.message,), document=document, exit_code=REFUSED)
-        case OSError():
-            sentence = f"{error.filename or 'system'}: {error.strerror or error}"
-            document = {"reason": "SYSTEM", "message": sentence}
-            return Explanation(title="not done", lines=(sentence,), document=document, exit_code=REFUSED)
         case TimeoutError():
             document = {"reason": "DEADLINE_EXCEEDED", "message": "no answer in time"}
             return Explanation(
                 title="no answer in time", lines=("no answer in time",), document=document, exit_code=UNAVAILABLE
             )
+        case OSError():
+            sentence = f"{error.filename or 'system'}: {error.strerror or error}"
+            document = {"reason": "SYSTEM", "message": sentence}
+            return Explanation(title="not done", lines=(sentence,), document=document, exit_code=REFUSED)
         case _:
             return None
 

@@ -22,7 +22,6 @@ _MIGRATE_SECONDS = 120.0
 # What a server spends on flushing refusals and closing its stores beyond its drain time, doubled: it drains twice,
 # once the calls and once the tasks that outlive them.
 _STOP_MARGIN_SECONDS = 10.0
-_DEFAULT_DRAIN_SECONDS = 20.0
 
 Services = Annotated[
     list[str] | None, typer.Argument(metavar="[SERVICE]...", help=f"Any of {', '.join(setup.SERVICES)}; default all.")
@@ -197,5 +196,4 @@ def _process(home: Home, name: str) -> Process:
 
 
 def _stop_seconds(home: Home, name: str) -> float:
-    drain = float(home.server(name).get("drain_seconds", _DEFAULT_DRAIN_SECONDS))
-    return 2 * drain + _STOP_MARGIN_SECONDS
+    return 2 * home.server(name).drain_seconds + _STOP_MARGIN_SECONDS

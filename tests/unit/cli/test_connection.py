@@ -39,6 +39,29 @@ def test_ports_that_the_system_chose_are_those_the_server_wrote_down(home: Home)
     assert home.addresses("audit") == ("127.0.0.1:40001", "127.0.0.1:40002")
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("listen = ", "listen = [", "Unclosed array"),
+        ("listen = ", "listn = ", "server.listen: Field required"),
+        ("[server]", "[servr]", "server.probes: Field required"),
+        ('listen = "127.0.0.1:21000"', "listen = 21000", "server.listen: "),
+        ('listen = "127.0.0.1:21000"', 'listen = "21000"', "server.listen: "),
+        ("[server]", "\x00", "Invalid statement"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_told_in_one_sentence(
+    home: Home, before: str, after: str, told: str
+) -> None:
+    path = home.configuration("audit")
+    path.write_text(path.read_text().replace(before, after))
+    with pytest.raises(Failure) as refused:
+        home.addresses("audit")
+    assert refused.value.title == "configuration refused"
+    assert refused.value.message.startswith(f"{path}: ")
+    assert told in refused.value.message
+
+
 def test_a_client_without_certificate_is_named(home: Home) -> None:
     with pytest.raises(Failure, match="bastide client add portal"):
         home.tls("portal")

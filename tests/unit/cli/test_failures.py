@@ -61,6 +61,13 @@ def test_a_retry_delay_is_told() -> None:
     assert any("12.5 s" in line for line in shown.lines)
 
 
+def test_an_answer_that_does_not_come_is_unavailable() -> None:
+    shown = explain(TimeoutError())
+    assert shown is not None
+    assert (shown.title, shown.exit_code) == ("no answer in time", 3)
+    assert shown.document["reason"] == "DEADLINE_EXCEEDED"
+
+
 def test_what_nobody_foresaw_is_not_explained_away() -> None:
     assert explain(KeyError("x")) is None
 
