@@ -55,6 +55,8 @@ def init(
         setup.create(home, base_port=base_port, clients=clients)
     except FileExistsError:
         raise Failure(f"{home} is not empty; choose another --home", title="init refused") from None
+    except OSError as error:
+        raise Failure(f"{home} cannot be filled: {error.strerror or error}", title="init failed") from None
     document = {"home": str(home.resolve()), "clients": list(clients), "log_key": str(session.home.log_key.resolve())}
     if session.output.emit(document):
         return

@@ -89,6 +89,9 @@ def up(
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with exclusive(session.home.path / "run"):
+            running = [name for name in names if _process(session.home, name).pid() is not None]
+            if foreground and running:
+                raise Failure(f"{', '.join(running)}: started before; bastide down, or leave --foreground away")
             for name in names:
                 _start(session, _process(session.home, name), wait, started)
         if foreground:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 from pathlib import Path
 
 from shared.identity.authority import CertificateAuthority
@@ -38,7 +39,7 @@ _IN_TRUST_ROOT = (("policy-guard", "decision"), ("model-server", "statement"))
 def create(home: Path, *, base_port: int = BASE_PORT, clients: tuple[str, ...] = ("cli",)) -> None:
     """Create a set-up in `home`, which must be empty or absent.
 
-    Raises FileExistsError, and ValueError as `issue_client` does.
+    Raises FileExistsError, ValueError as `issue_client` does, OSError and KeyFileRefused; `home` is empty again then.
 
     Ports: base_port + 0.. for gRPC of audit, policy-guard and model-server, + 10.. for their probes.
     """
@@ -46,6 +47,15 @@ def create(home: Path, *, base_port: int = BASE_PORT, clients: tuple[str, ...] =
         raise FileExistsError(f"{home} is not empty")
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.umask(0o077)
+    try:
+        _fill(home, base_port, clients)
+    except BaseException:
+        for folder in home.iterdir():
+            shutil.rmtree(folder)
+        raise
+
+
+def _fill(home: Path, base_port: int, clients: tuple[str, ...]) -> None:
     (home / "trust").mkdir(mode=0o700)
     CertificateAuthority.create(home / "pki", trust_domain=TRUST_DOMAIN)
     for client in clients:

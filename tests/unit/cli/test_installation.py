@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
 from shared.cli import setup
+from shared.cli.supervisor import Process
 from shared.identity.authority import CertificateAuthority
 from tests.unit.cli.conftest import Bastide, document
 
@@ -36,6 +38,31 @@ def test_a_command_too_early_leaves_the_folder_to_init(bastide: Bastide, command
     assert early.exit_code == 1
     assert "init" in early.stderr
     assert bastide("init").exit_code == 0
+
+
+def test_an_init_that_fails_leaves_the_folder_to_another(
+    bastide: Bastide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shared.cli.setup.key_set", full)
+        failed = bastide("init", "--json")
+    assert failed.exit_code == 1
+    assert document(failed)["error"]["message"] == f"{tmp_path / 'home'} cannot be filled: No space left on device"  # type: ignore[index]
+    assert list((tmp_path / "home").iterdir()) == []
+    assert bastide("init").exit_code == 0
+
+
+def test_foreground_stops_only_what_it_started_and_so_starts_all(
+    bastide: Bastide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bastide("init", "--base-port", "1")
+    monkeypatch.setattr(Process, "pid", lambda process: 4711 if process.name == "audit" else None)
+    refused = bastide("up", "--foreground")
+    assert refused.exit_code == 1
+    assert "audit: started before; bastide down" in refused.stderr
 
 
 def test_a_failure_that_nobody_foresaw_is_one_line(bastide: Bastide, monkeypatch: pytest.MonkeyPatch) -> None:
