@@ -10,7 +10,7 @@ import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bastide.model_server.v1 import catalog_pb2
-from bastide.types.v1 import job_pb2
+from bastide.types.v1 import evidence_pb2, job_pb2
 from shared.cli.connection import CATALOG, Session
 from shared.cli.failures import Failure
 from shared.cli.render import moment, name_of, printable
@@ -147,7 +147,7 @@ def show(context: typer.Context, version: Annotated[str, typer.Argument(help="MO
     request = catalog_pb2.GetModelVersionRequest(name=version_name(model, number))
     response = session.ask(CATALOG, "GetModelVersion", request)
     if not session.output.emit(response):
-        session.output.facts(_version_facts(response.version))
+        session.output.facts(version_facts(response.version))
 
 
 def versions(context: typer.Context, model: Model, limit: Limit = 50) -> None:
@@ -177,15 +177,17 @@ def version_name(model: str, version: str) -> str:
     return version if "/" in version else f"models/{model}/versions/{version}"
 
 
-def _version_facts(item: catalog_pb2.ModelVersion) -> list[tuple[str, str]]:
+def version_facts(item: catalog_pb2.ModelVersion) -> list[tuple[str, str]]:
     about, origin = item.description, item.provenance.WhichOneof("origin")
     facts = [
         ("version", item.name),
         ("state", name_of(catalog_pb2.ModelVersionState, item.state, "MODEL_VERSION_STATE_")),
-        ("digest", f"{item.digest.algorithm}:{item.digest.value.hex()}"),
+        ("digest", _digest(item.digest)),
         ("bound", "loaded: this server reads the bytes" if item.loaded else "declared: a remote server's word"),
         ("architecture", about.architecture),
         ("size", f"{about.parameters:,} parameters, {about.size_bytes:,} bytes of weights"),
+        ("chat template", _digest(about.template_digest)),
+        ("tokenizer", _digest(about.tokenizer_digest)),
         ("context", f"{about.context_length:,} tokens"),
         ("brought in by", item.submitter),
         ("at", moment(item.created_at)),
@@ -193,8 +195,12 @@ def _version_facts(item: catalog_pb2.ModelVersion) -> list[tuple[str, str]]:
         ("statements", f"{len(item.provenance.statements)} signed"),
     ]
     if origin is not None:
-        fields = getattr(item.provenance, origin)
-        facts += [
-            (f"{origin}: {field.name}", str(value)) for field, value in fields.ListFields() if isinstance(value, str)
-        ]
+        for field, value in getattr(item.provenance, origin).ListFields():
+            shown = _digest(value) if isinstance(value, evidence_pb2.Digest) else str(value)
+            facts.append((f"{origin}: {field.name}", shown))
     return facts
+
+
+def _digest(digest: evidence_pb2.Digest) -> str:
+    """Return it as `<algorithm>:<hex>`, empty where there is none, as a declared model has none."""
+    return f"{digest.algorithm}:{digest.value.hex()}" if digest.value else ""

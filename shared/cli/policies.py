@@ -172,8 +172,7 @@ def propose(
         request = policy_pb2.ProposePolicyRequest(bundle=bundle, note=note)
         response = session.ask(POLICY, "ProposePolicy", request, seconds=_CHECK_SECONDS)
     if not session.output.emit(response):
-        name = response.revision.name
-        session.output.line(f"{name} is {_state(response.revision)}; another person: bastide policy activate {name}")
+        session.output.line(next_step(response.revision))
 
 
 def activate(context: typer.Context, name: Name) -> None:
@@ -208,6 +207,13 @@ def _end(session: Session, problems: list[str], done: str) -> None:
     if problems:
         raise typer.Exit(REFUSED)
     session.output.line(done, style="bold green")
+
+
+def next_step(item: policy_pb2.Revision) -> str:
+    """Say what becomes of a revision that was proposed; one that is in force already is proposed by nobody."""
+    if item.state == policy_pb2.REVISION_STATE_ACTIVE:
+        return f"{item.name} is in force already: this folder changes nothing"
+    return f"{item.name} is {_state(item)}; another person: bastide policy activate {item.name}"
 
 
 def _resource(name: str) -> str:

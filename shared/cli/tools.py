@@ -12,6 +12,8 @@ from shared.cli.connection import Home
 from shared.cli.failures import UNAVAILABLE, Failure
 
 _LAST_LINES = 8
+# By the reason of a refused command; the service's name is filled in.
+_ADVICE = {"DATABASE_IN_USE": "stop it first: bastide down {service}"}
 
 
 def serve_command(home: Home, service: str) -> tuple[str, ...]:
@@ -40,7 +42,9 @@ def ask_tool(home: Home | None, service: str, *arguments: str, seconds: float) -
     except ValueError:
         raise Failure(_last_words(finished), title=f"{arguments[0]} failed ({finished.returncode})") from None
     if "error" in document:
-        raise Failure(document["error"], title=f"{arguments[0]} refused: {document.get('reason', '-')}")
+        reason = document.get("reason", "-")
+        lines = [document["error"], *([_ADVICE[reason].format(service=service)] if reason in _ADVICE else ())]
+        raise Failure("\n".join(lines), title=f"{arguments[0]} refused: {reason}")
     return document
 
 

@@ -23,7 +23,7 @@ class ExclusiveLock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._file)
-            raise DatabaseInUse("another process serves this database; replicas need PostgreSQL") from None
+            raise DatabaseInUse("another process has this SQLite database open, and only one may") from None
 
     def release(self) -> None:
         """Let go. The file stays: removing it would let two holders lock two files of one name."""
