@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ from shared.cli import setup
 from shared.cli.connection import DEFAULT_CLIENT, Session
 from shared.cli.failures import Failure
 from shared.cli.tools import ask_tool, run_tool
+from shared.rpc.tls import first_end
 
 _SECONDS = 120.0
 
@@ -97,6 +99,12 @@ def renew(context: typer.Context) -> None:
     """Issue fresh certificates to all services and clients of the set-up; running services take them up."""
     session = Session.of(context)
     session.home.configuration("audit")
+    if (end := first_end((session.home.path / "pki" / "ca.pem").read_bytes())) <= dt.datetime.now(dt.UTC):
+        raise Failure(
+            f"the authority of this set-up ended at {end:%Y-%m-%d %H:%M:%SZ} and issues nothing any more; "
+            "put another in the place of pki/ca.pem and pki/ca.key",
+            title="not renewed",
+        )
     renewed = setup.renew(session.home.path)
     if not session.output.emit({"renewed": renewed}):
         session.output.line(f"renewed: {', '.join(renewed)}. People whose tokens are bound to theirs sign in again.")

@@ -168,6 +168,18 @@ def test_renewed_certificates_are_new_and_of_the_same_authority(bastide: Bastide
         x509.load_pem_x509_certificate(renewed).verify_directly_issued_by(authority)
 
 
+def test_an_authority_that_has_ended_renews_nothing(
+    bastide: Bastide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.identity.authority.CA_LIFETIME", dt.timedelta(seconds=-1))
+    bastide("init", "--base-port", "1")
+    before = (tmp_path / "home" / "audit" / "tls.pem").read_bytes()
+    refused = bastide("renew")
+    assert refused.exit_code == 1
+    assert "the authority of this set-up ended at" in refused.stderr
+    assert (tmp_path / "home" / "audit" / "tls.pem").read_bytes() == before
+
+
 def test_commands_without_a_token_say_how_to_sign_in(bastide: Bastide) -> None:
     bastide("init")
     result = bastide("--as", "ada@example.org", "audit", "list")
