@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 import pytest_asyncio
+import rfc8785
 
 from bastide.model_server.v1 import catalog_pb2, catalog_pb2_grpc, inference_pb2_grpc
 from bastide.model_server.v1 import inference_pb2 as inference
 from services.model_server.serving import MAX_STALE_SECONDS
+from shared.keys import SigningKey
+from shared.statements import Envelope, sign_bytes
+from shared.statements.dsse import decode_base64
 from tests.fakes.tiny_model import build_tiny_model
 from tests.integration.stage import Outcome, explain, question
 from tests.suite import Person, Suite
@@ -79,6 +85,19 @@ class World:
         (database,) = (self.suite.home / "model-server").glob("*.db")
         with closing(sqlite3.connect(database, timeout=10)) as connection, connection:
             assert connection.execute(statement, values).rowcount == 1
+
+    def row(self, number: int) -> dict[str, Any]:
+        """Return what the model server's database holds of a version."""
+        (database,) = (self.suite.home / "model-server").glob("*.db")
+        with closing(sqlite3.connect(database, timeout=10)) as connection:
+            connection.row_factory = sqlite3.Row
+            query = "SELECT manifest, statement, log_leaf, log_proof FROM versions WHERE number = ?"
+            return dict(connection.execute(query, (number,)).fetchone())
+
+    def overwrite(self, number: int, row: dict[str, Any]) -> None:
+        """Write a version's columns over."""
+        columns = ", ".join(f"{column} = ?" for column in row)
+        self.change(f"UPDATE versions SET {columns} WHERE number = ?", *row.values(), number)
 
     async def restarted(self) -> None:
         await self.suite.stop("model-server")
@@ -178,6 +197,77 @@ async def test_release_that_is_not_what_was_signed_and_logged_is_not_served(worl
     refused = await world.ask()
     assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "BROKEN_CHAIN"), refused
     await world.suite.release(world.approver, world.versions[0])
+    assert (await world.ask()).code is grpc.StatusCode.OK
+
+
+def _edited(world: World, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> dict[str, bytes]:
+    """Return version 3's manifest, changed in the light of version 1's."""
+    forged, other = (json.loads(world.row(number)["manifest"]) for number in (3, 1))
+    change(forged, other)
+    return {"manifest": rfc8785.dumps(forged)}
+
+
+def _signed_by_the_guard(world: World) -> dict[str, bytes]:
+    """Return version 3's statement under a trusted key that is for decisions."""
+    statement = Envelope.parse(world.row(3)["statement"])
+    key = SigningKey.load(world.suite.settings("policy-guard").decision_key, name="policy-guard/decision")
+    signature = sign_bytes(statement.payload_type, decode_base64(statement.payload), key)
+    return {"statement": statement.model_copy(update={"signatures": (signature,)}).to_json()}
+
+
+def _of_version_1(*columns: str) -> Callable[[World], dict[str, Any]]:
+    return lambda world: {column: world.row(1)[column] for column in columns}
+
+
+OTHER_BYTES = "the statement is about other bytes"
+UNPROVEN = "the log does not prove the statement"
+# What is written over version 3, and what its refusal then says.
+VERSION_FORGERIES: dict[str, tuple[Callable[[World], dict[str, Any]], str]] = {
+    "digest": (
+        lambda world: _edited(world, lambda forged, _: forged.update(permitted_purposes=["recruitment"])),
+        OTHER_BYTES,
+    ),
+    "weights": (
+        lambda world: _edited(
+            world, lambda forged, other: forged["imported"].update(weights=other["imported"]["weights"])
+        ),
+        OTHER_BYTES,
+    ),
+    "another's manifest": (_of_version_1("manifest"), "the manifest is another version's"),
+    "another's statement": (_of_version_1("statement", "log_leaf", "log_proof"), OTHER_BYTES),
+    "another signer": (_signed_by_the_guard, "signed by a key for another service or kind of statement"),
+    "unlogged": (lambda _: {"log_proof": ""}, UNPROVEN),
+    "another's proof": (_of_version_1("log_proof"), UNPROVEN),
+    "another's leaf": (_of_version_1("log_leaf"), UNPROVEN),
+    "another's leaf and proof": (_of_version_1("log_leaf", "log_proof"), "the log's leaf is about another statement"),
+}
+
+
+@pytest.mark.parametrize("forgery", VERSION_FORGERIES)
+async def test_version_that_is_not_what_was_signed_and_logged_is_neither_served_nor_released(
+    world: World, forgery: str
+) -> None:
+    forge, why = VERSION_FORGERIES[forgery]
+    refusal = f"{world.versions[2]}: {why}"
+    release = await world.suite.release(world.approver, world.versions[2])
+    true = world.row(3)
+    world.overwrite(3, forge(world))
+    try:
+        await world.restarted()
+        served = await world.ask()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await world.suite.release(world.approver, world.versions[2])
+    finally:
+        world.overwrite(3, true)
+    released = Outcome()
+    explain(caught.value, released)
+    assert (released.code, released.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "BROKEN_CHAIN")
+    assert released.details == refusal
+    assert (served.code, served.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "BROKEN_CHAIN")
+    # The release names the digests of its versions, and is judged before them.
+    changed = forgery in ("digest", "weights")
+    at = f"{MODEL}/releases/{release.generation}: the statement is about another release"
+    assert served.details == (at if changed else refusal)
     assert (await world.ask()).code is grpc.StatusCode.OK
 
 
