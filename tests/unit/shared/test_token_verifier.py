@@ -19,12 +19,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from jwt.algorithms import ECAlgorithm
 
 from shared.errors import Unauthenticated, Unavailable
 from shared.identity.issuers import MAX_JWKS_BYTES, IssuerSettings
 from shared.identity.jwks import key_set
 from shared.identity.principal import Workload
-from shared.identity.tokens import TokenVerifier
+from shared.identity.tokens import MAX_TOKEN_BYTES, TokenVerifier, thumbprint
 
 ISSUER, AUDIENCE = "https://idp.example", "bastide"
 WORKLOAD = Workload(spiffe_id="spiffe://bastide.local/client/cli", certificate_sha256=bytes(32))
@@ -120,14 +121,21 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def verifier(server: KeyServer, certificate: Path, clock: Clock) -> TokenVerifier:
-    settings = IssuerSettings(
+def settings(server: KeyServer, certificate: Path) -> IssuerSettings:
+    return IssuerSettings(
         issuer=ISSUER, audience=AUDIENCE, jwks_url=server.url, jwks_ca_file=certificate, bound=False, max_age_seconds=60
     )
+
+
+@pytest.fixture
+def verifier(settings: IssuerSettings, clock: Clock) -> TokenVerifier:
     return TokenVerifier([settings], clock=clock)
 
 
-def token(key: Ed25519PrivateKey, kid: str, clock: Clock, *, algorithm: str = "EdDSA", **claims: Any) -> str:
+def token(
+    key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey, kid: str, clock: Clock, *, algorithm: str = "EdDSA",
+    **claims: Any,
+) -> str:  # fmt: skip
     stated = {"iss": ISSUER, "aud": AUDIENCE, "sub": "ada@example.org", "tenant": "acme", "roles": ["user"]}
     times = {"iat": clock.now, "exp": clock.now + 3600}
     return jwt.encode(stated | times | claims, key, algorithm=algorithm, headers={"kid": kid})
@@ -308,6 +316,58 @@ async def test_a_token_that_says_something_else_is_refused(
     server.publish(a=key)
     with pytest.raises(Unauthenticated):
         await verifier.verify(token(key, "a", clock, **claims), WORKLOAD)
+
+
+async def test_an_issuer_whose_tokens_are_bound_has_none_taken_that_is_not(
+    server: KeyServer, settings: IssuerSettings, clock: Clock
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    server.publish(a=key)
+    bound = TokenVerifier([settings.model_copy(update={"bound": True})], clock=clock)
+    binding = {"x5t#S256": thumbprint(WORKLOAD.certificate_sha256)}
+    assert await bound.verify(token(key, "a", clock, cnf=binding), WORKLOAD)
+    for claims in ({}, {"cnf": None}):
+        with pytest.raises(Unauthenticated):
+            await bound.verify(token(key, "a", clock, **claims), WORKLOAD)
+
+
+async def test_an_algorithm_that_the_issuer_may_not_use_is_refused_although_its_key_is_published(
+    server: KeyServer, settings: IssuerSettings, clock: Clock
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    published = {**ECAlgorithm.to_jwk(key.public_key(), as_dict=True), "kid": "a", "alg": "ES256"}
+    server.body = json.dumps({"keys": [published]}).encode()
+    signed = token(key, "a", clock, algorithm="ES256")
+    wider = settings.model_copy(update={"algorithms": ("EdDSA", "ES256")})
+    assert await TokenVerifier([wider], clock=clock).verify(signed, WORKLOAD)
+    with pytest.raises(Unauthenticated):
+        await TokenVerifier([settings], clock=clock).verify(signed, WORKLOAD)
+
+
+async def test_a_key_that_is_published_for_encryption_signs_nothing(
+    server: KeyServer, verifier: TokenVerifier, clock: Clock
+) -> None:
+    signing, encrypting = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    server.publish(a=signing, b=encrypting)
+    document = json.loads(server.body)
+    document["keys"][1]["use"] = "enc"
+    server.body = json.dumps(document).encode()
+    assert await verifier.verify(token(signing, "a", clock), WORKLOAD)
+    with pytest.raises(Unauthenticated):
+        await verifier.verify(token(encrypting, "b", clock), WORKLOAD)
+
+
+async def test_a_token_is_taken_up_to_its_limit_and_not_beyond(
+    server: KeyServer, verifier: TokenVerifier, clock: Clock
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    server.publish(a=key)
+    roles = ["r" * 200] * 29
+    short, long = (token(key, "a", clock, roles=[*roles, *more]) for more in ([], ["r" * 200]))
+    assert len(short) <= MAX_TOKEN_BYTES < len(long)
+    assert await verifier.verify(short, WORKLOAD)
+    with pytest.raises(Unauthenticated):
+        await verifier.verify(long, WORKLOAD)
 
 
 @pytest.mark.parametrize("url", ["http://idp.example/jwks", "file:///etc/passwd", "ftp://idp.example/jwks"])
