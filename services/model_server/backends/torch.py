@@ -64,6 +64,7 @@ class TorchBackend:
         self._abilities: Abilities | None = None
         self._model: LoadedModel | None = None
         self._engine: Engine | None = None
+        self._making: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
         self._steps_seen = 0
@@ -93,7 +94,9 @@ class TorchBackend:
         else:
             self._check_memory(self._weight_bytes + working_bytes(config, model.network.dtype, self._settings))
         self._model = model
-        self._engine = await asyncio.to_thread(Engine, model, self._settings)
+        # Of its own, for a thread cannot be cancelled: whoever gives up starting has `close` end what it makes.
+        self._making = asyncio.create_task(self._make_engine(model))
+        await asyncio.shield(self._making)
         self._mark_progress()
         self._abilities = Abilities(
             binding=Binding.LOADED,
@@ -110,6 +113,8 @@ class TorchBackend:
     async def close(self) -> None:
         """Stop the engine; waits for the step under way."""
         self._closing.set()
+        if self._making is not None:
+            await asyncio.wait([self._making])
         if self._watch is not None:
             await self._watch  # a rebuild under way is waited for, or its thread would stay behind
         engine, self._engine = self._engine, None
@@ -163,7 +168,7 @@ class TorchBackend:
             if engine is not None:
                 engine.fail_all()
                 _log.warning("engine_died")
-            self._engine = await asyncio.to_thread(Engine, self._loaded(), self._settings)
+            await self._make_engine(self._loaded())
             self._mark_progress()
         elif engine.steps != self._steps_seen or not (engine.busy or self._hung):
             self._mark_progress()
@@ -171,6 +176,9 @@ class TorchBackend:
             _log.error("engine_hung")
             self._hung = True
             engine.fail_all()
+
+    async def _make_engine(self, model: LoadedModel) -> None:
+        self._engine = await asyncio.to_thread(Engine, model, self._settings)
 
     def _mark_progress(self) -> None:
         self._steps_seen = 0 if self._engine is None else self._engine.steps

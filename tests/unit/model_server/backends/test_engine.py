@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from services.model_server.backends.engine import TorchSettings, working_bytes
+from services.model_server.backends.engine import Engine, TorchSettings, working_bytes
 from services.model_server.backends.torch import InsufficientMemory, TorchBackend
 from services.model_server.importer import LoadedModel, import_model, load_model
 from shared import errors
@@ -86,6 +88,38 @@ async def test_closing_ends_the_calls_under_way(open_backend: OpenBackend) -> No
             async for _ in pieces:
                 pass
         assert not backend.healthy()
+
+
+async def test_a_start_that_is_given_up_while_the_engine_is_made_leaves_no_thread_behind(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, gate, ended = threading.Event(), threading.Event(), threading.Event()
+    made: list[Engine] = []
+
+    def slow(*arguments: Any) -> Engine:
+        begun.set()
+        gate.wait(30)
+        made.append(Engine(*arguments))
+        ended.set()
+        return made[0]
+
+    monkeypatch.setattr("services.model_server.backends.torch.Engine", slow)
+    settings = TorchSettings(memory_bytes=1 << 30, threads=1)
+    backend = TorchBackend(load=lambda: loaded, weight_bytes=1, settings=settings)
+    starting = asyncio.create_task(backend.start())
+    try:
+        assert await asyncio.to_thread(begun.wait, 30)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        closing = asyncio.create_task(backend.close())
+        gate.set()
+        await asyncio.wait_for(closing, 30)
+        assert [engine.alive for engine in made] == [False]
+    finally:
+        gate.set()
+        assert await asyncio.to_thread(ended.wait, 30)
+        for engine in made:
+            engine.stop(30)
 
 
 async def test_a_model_beyond_the_memory_budget_is_not_loaded() -> None:
