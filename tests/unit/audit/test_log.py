@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import rfc8785
@@ -14,6 +16,7 @@ from services.audit.entry import MAX_LEAF_BYTES, Sealed
 from services.audit.errors import LogBusy, LogCorrupt, RecordConflict, WrongLog
 from services.audit.log import Limits, Log
 from services.audit.migrations import SCRIPTS
+from services.audit.store import swap_head
 from shared.errors import AuditUnavailable, InvalidArgument
 from shared.records.store import Records
 from shared.transparency.checkpoint import verify_checkpoint
@@ -241,6 +244,22 @@ async def test_a_damaged_store_is_refused_at_start(url: str, records: Records, c
     await execute(records, damage)
     with pytest.raises(LogCorrupt):
         await Log(records, SIGNER, clock=clock).__aenter__()
+
+
+@pytest.mark.parametrize("other", [{"size": 0}, {"root": bytes(32)}])
+async def test_a_head_that_another_writer_moved_is_not_replaced(
+    log: Log, records: Records, other: dict[str, Any]
+) -> None:
+    await log.append(entry(0), within=10)
+    before = await log.reader.head()
+
+    async def swap() -> None:
+        async with records.write() as connection:
+            await swap_head(connection, replace(before, **other), replace(before, size=2))
+
+    with pytest.raises(LogCorrupt):
+        await swap()
+    assert await log.reader.head() == before
 
 
 async def test_an_altered_entry_is_never_returned(log: Log, records: Records) -> None:

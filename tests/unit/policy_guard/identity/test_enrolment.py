@@ -116,6 +116,18 @@ async def test_starting_again_replaces_password_and_secret(identity: Identity) -
     assert await identity.sign_in()
 
 
+async def test_an_enrolment_begun_anew_is_not_completed_by_the_proof_of_what_it_replaced(identity: Identity) -> None:
+    _, code = await identity.users.create(ADA, tenant="acme", roles=[])
+    first = read_uri(await identity.enrolment.start(ADA, code.code, "the first password"))
+    proven = await identity.enrolment.prove(ADA, code.code, first.at(identity.clock()))
+    second = read_uri(await identity.enrolment.start(ADA, code.code, PASSWORD))
+    with pytest.raises(EnrolmentRefused):
+        await identity.enrolment.complete(proven, spiffe_id=LAPTOP)
+    assert not (await identity.users.get(ADA)).enrolled
+    await identity.confirm(ADA, code.code, second.at(identity.clock()), spiffe_id=LAPTOP)
+    assert await identity.sign_in()
+
+
 async def test_of_confirmations_at_once_one_uses_the_code(identity: Identity) -> None:
     _, code = await identity.users.create(ADA, tenant="acme", roles=[])
     uri = await identity.enrolment.start(ADA, code.code, PASSWORD)
