@@ -147,6 +147,11 @@ test_without_submitters_nobody_is_a_second_person if {
 	not allowed(of("test.thing.approve", {"submitters": []}))
 }
 
+test_an_empty_list_of_submitters_makes_no_second_person_even_where_the_schema_lets_it_pass if {
+	document := of("test.thing.approve", {"submitters": []})
+	codes(document) == {"SECOND_PERSON_REQUIRED"} with data.schemas.access as {}
+}
+
 test_a_backend_is_no_second_person if {
 	document := of("test.thing.approve", {"submitters": ["grace@example.org"]})
 	"SECOND_PERSON_REQUIRED" in codes(object.union(document, {"principal": {"kind": "workload"}}))
