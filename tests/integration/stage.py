@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import os
 import shutil
 import tempfile
 import time
@@ -35,6 +34,7 @@ from services.model_server import server as model_server
 from services.model_server.backends import Backend
 from services.policy_guard import embedded
 from shared import observability
+from tests import tools
 from tests.fakes.interposer import Interposer, audit_step, guard_step
 from tests.fakes.policy_engines import Engines, Mode
 from tests.fakes.remote_model import GOOD as REMOTE_GOOD
@@ -97,7 +97,7 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.real_opa = shutil.which(os.environ.get("OPA_BIN") or "opa")
+        self.real_opa = tools.find("opa")
         self.engines = Engines(folder / "engines", self.real_opa)
         self.backend = ScriptedBackend()
         self.remote = RemoteModel()

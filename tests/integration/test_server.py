@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import os
-import shutil
 import socket
 import ssl
 import urllib.error
@@ -22,6 +20,7 @@ from bastide.audit.v1 import audit_pb2, audit_pb2_grpc
 from services.policy_guard.identity_service import IdentityService
 from shared.identity.authority import CertificateAuthority
 from shared.rpc.call import Call
+from tests import tools
 from tests.suite import Suite
 
 pytestmark = pytest.mark.xdist_group("server")
@@ -98,9 +97,7 @@ async def test_tls_1_2_is_refused_in_the_handshake(audit: Suite) -> None:
 
 
 async def test_a_foreign_client_finds_its_way_by_reflection(audit: Suite) -> None:
-    program = os.environ.get("GRPCURL_BIN") or shutil.which("grpcurl")
-    if program is None:
-        pytest.skip("grpcurl is not installed")
+    program = tools.need("grpcurl")
     pki = audit.home / "pki"
     process = await asyncio.create_subprocess_exec(
         program, "-cacert", str(pki / "ca.pem"), "-cert", str(pki / "clients" / "cli.pem"),

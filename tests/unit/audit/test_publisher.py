@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -24,6 +22,7 @@ from shared.transparency.checkpoint import Checkpoint
 from shared.transparency.directory import verify_directory
 from shared.transparency.errors import Malformed, Unverified
 from shared.transparency.note import Signer, Verifier
+from tests import tools
 from tests.stores import Stores
 from tests.unit.audit.conftest import SIGNER, Clock, entry
 
@@ -43,9 +42,7 @@ def publisher(log: Log, records: Records, tmp_path: Path) -> Publisher:
 def accepted_by_fsck(directory: Path, checkpoint: Checkpoint) -> bool:
     """Whether the foreign verifier says that it recomputed this very tree. Its exit status is 0 even when it fails,
     and with one worker it hangs on some failures."""
-    program = os.environ.get("TLOG_FSCK_BIN") or shutil.which("tlog-fsck")
-    if program is None:
-        pytest.skip("tlog-fsck is neither in TLOG_FSCK_BIN nor on PATH")
+    program = tools.need("tlog-fsck")
     key = directory.parent / "key.pub"
     key.write_text(VKEY)
     command = [program, "-N=8", "-ui=false", f"--storage_url=file://{directory}/", f"--public_key={key}"]

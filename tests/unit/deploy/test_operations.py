@@ -7,7 +7,6 @@ import os
 import re
 import runpy
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from services.policy_guard import server as policy_guard
 from shared import errors, observability
 from shared.cli import setup
 from shared.cli.main import app
+from tests import tools
 from tests.suite import ROOT
 
 ALERTS = ROOT / "deploy/alerts/bastide.yaml"
@@ -274,9 +274,8 @@ def test_the_scrape_jobs_are_the_services_at_their_sample_ports() -> None:
 
 
 def promtool(*arguments: object) -> None:
-    program = os.environ.get("PROMTOOL_BIN") or shutil.which("promtool")
-    if program is None:
-        pytest.skip("promtool is neither in PROMTOOL_BIN nor on PATH (Debian's package `prometheus` has it)")
+    # Debian's package `prometheus` has it.
+    program = tools.need("promtool")
     ended = subprocess.run([program, *map(str, arguments)], check=False, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 

@@ -1,7 +1,5 @@
 import asyncio
 import copy
-import os
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import yaml
 from services.policy_guard.bundle import Bundle, read_directory
 from services.policy_guard.engine import PolicyEngine
 from services.policy_guard.engines import choose_engine
+from tests import tools
 
 POLICIES = Path(__file__).parents[4] / "services" / "policy_guard" / "policies"
 VECTORS = Path(__file__).parents[3] / "vectors" / "policy"
@@ -23,10 +22,7 @@ def soon(seconds: float = 20.0) -> float:
 
 
 def opa_binary() -> Path:
-    found = os.environ.get("OPA_BIN") or shutil.which("opa")
-    if found is None:
-        pytest.skip("no opa binary: set OPA_BIN or put opa on PATH")
-    return Path(found)
+    return Path(tools.need("opa"))
 
 
 def make_engine(kind: str) -> PolicyEngine:
