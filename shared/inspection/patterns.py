@@ -6,6 +6,7 @@ than LOOK_BEHIND characters: `streaming` keeps that many of what was released.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import regex
@@ -13,12 +14,16 @@ import regex
 from shared.inspection import validators
 from shared.inspection.credentials import SECRET
 from shared.inspection.normalisation import normalise
-from shared.inspection.rules import AT_DIGIT, AT_MARK, AT_UNSEEN, AT_WORD, TAGS, UNSEEN, Rule
+from shared.inspection.rules import ANYWHERE, AT_DIGIT, AT_MARK, AT_UNSEEN, AT_WORD, TAGS, UNSEEN, Rule
 
 _A = AT_WORD
-_Z = r"(?![A-Za-z0-9])"
+_ASCII = "[A-Za-z0-9]"
+_IS_ASCII = f"(?={_ASCII})"
+_Z = f"(?!{_ASCII})"
 _ESCAPED = r"(?<=\\[nrt])"
-_ALONE = rf"(?<![\d-])(?:(?<!\w)|{_ESCAPED})"
+# No part of a longer number; what letters are glued to it, by a dash or without, does not matter.
+_ALONE = r"(?<!\d)(?<!\d-)"
+_ENDS = r"(?!\d|-\d)"
 # Neither a part of a longer number, nor of a digest.
 _CARD_START = r"(?<!\d)(?<!\d[.-])(?<![0-9a-f]{4}[a-f])(?<![0-9A-F]{4}[A-F])"
 _CARD_END = r"(?!\d|\.\d|[a-f][0-9a-f]{4}|[A-F][0-9A-F]{4})"
@@ -37,7 +42,8 @@ _NO_ADDRESS = (
 )
 
 # Between the name of a number and the number.
-_NUMBER_IS = r"(?:[ _-](?:number|num|no|nr|id))?(?:[\"':=#.\s]|is\s){0,4}"
+_NUMBER_IS = r"(?:[ _-](?:number|num|no|nr|id))?(?:[\"':=#.(\s-]|is\s){0,4}"
+_MARK = "[ ./-]?"
 
 _NO_UUID = r"(?!(?<=[0-9a-f]{4}-)(?:[0-9a-f]{4}-){1,3}[0-9a-f]{12}(?![A-Za-z0-9]))"
 
@@ -65,8 +71,9 @@ PERSONAL: Sequence[Rule] = (
         name="email",
         lead=AT_WORD,
         kind="PERSONAL_EMAIL",
-        pattern=r"(?<![\w.+%-])\w[\w.+%-]{0,63}@(?:[\w-]{1,63}(?:\.|[。｡](?=[A-Za-z]))){1,8}"
-        r"(?:[^\W\d_]{2,24}|xn--[a-z0-9-]{1,59})(?![^\W_]|-\w)",
+        # Nothing after it, and before it neither a mark nor a line to write on, may hide one.
+        pattern=rf"(?:(?<![^\W_])|(?<!{_ASCII}){_IS_ASCII})\w[\w.+%-]{{0,63}}@"
+        r"(?:[\w-]{1,63}(?:\.|[。｡](?=[A-Za-z]))){1,8}(?:xn--[a-z0-9-]{1,59}|[A-Za-z]{2,24}|[^\W\d_]{2,24})",
         needs=("@",),
         ascii=False,
     ),
@@ -89,7 +96,7 @@ PERSONAL: Sequence[Rule] = (
         name="ssn",
         lead=AT_DIGIT,
         kind="PERSONAL_US_SSN",
-        pattern=rf"(?=\d{{3}}[ -]){_ALONE}\d{{3}}(?:-\d{{2}}-| \d{{2}} )\d{{4}}(?![\w-])",
+        pattern=rf"(?=\d{{3}}[ -]){_ALONE}\d{{3}}(?:-\d{{2}}-| \d{{2}} )\d{{4}}{_ENDS}",
         valid=validators.ssn,
         digits=9,
     ),
@@ -97,7 +104,7 @@ PERSONAL: Sequence[Rule] = (
         name="nhs",
         lead=AT_DIGIT,
         kind="PERSONAL_UK_NHS",
-        pattern=rf"(?=\d{{3}}[ -]){_ALONE}\d{{3}}[ -]\d{{3}}[ -]\d{{4}}(?![\w-])",
+        pattern=rf"(?=\d{{3}}[ -]){_ALONE}\d{{3}}[ -]\d{{3}}[ -]\d{{4}}{_ENDS}",
         valid=validators.nhs,
         digits=10,
     ),
@@ -105,17 +112,17 @@ PERSONAL: Sequence[Rule] = (
         name="ssn-named",
         lead=AT_WORD,
         kind="PERSONAL_US_SSN",
-        pattern=rf"{_A}(?:ssn|social security){_NUMBER_IS}\d{{9}}(?!\w)",
+        pattern=rf"{_A}(?:ssn|social[ _-]security){_NUMBER_IS}\d{{3}}{_MARK}\d{{2}}{_MARK}\d{{4}}(?!\d)",
         valid=validators.ssn,
         ignore_case=True,
-        needs=("ssn", "social security"),
+        needs=("ssn", "social"),
         needs_digit=True,
     ),
     Rule(
         name="nhs-named",
         lead=AT_WORD,
         kind="PERSONAL_UK_NHS",
-        pattern=rf"{_A}nhs{_NUMBER_IS}\d{{10}}(?!\w)",
+        pattern=rf"{_A}nhs{_NUMBER_IS}\d{{3}}{_MARK}\d{{3}}{_MARK}\d{{4}}(?!\d)",
         valid=validators.nhs,
         ignore_case=True,
         needs=("nhs",),
@@ -199,7 +206,7 @@ PERSONAL: Sequence[Rule] = (
         lead=AT_DIGIT,
         kind="PERSONAL_PHONE",
         pattern=rf"(?<!\d)(?=(?:1[ .-])?\(?[2-9]\d\d)(?:(?<![\w+,])(?<!\d:)(?<!\w[.\-/]){_NO_PHONE}|{_ESCAPED})"
-        r"(?:1[ .-])?(?:\([2-9]\d{2}\) {0,2}(?:- ?)?|[2-9]\d{2}(?:[ ./-]| - ))[2-9]\d{2}(?:[ .-]| - )\d{4}"
+        r"(?:1[ .-])?(?:\([2-9]\d{2}\)(?: {0,2}| ?- ?)|[2-9]\d{2}(?:[ ./-]| - ))[2-9]\d{2}(?:[ .-]| - )\d{4}"
         r"(?!\w|[.\-/]\d)",
         valid=validators.north_american_phone,
         digits=10,
@@ -314,25 +321,52 @@ CONTROL: Sequence[Rule] = (
 )
 
 
+# Scripts that put no space between words, or join to a word what belongs to it (Hangul, of which a normalised syllable
+# may go on with one more consonant).
+_WORD_BEGINS = r"(?<!\w)"
+_UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
+
+
 def topics(terms: Mapping[str, Sequence[str]]) -> tuple[Rule, ...]:
-    """Return a rule for each topic; spaces in a term stand for any short white space, case does not matter."""
+    """Return a rule for each topic: whole words in any case; spaces in a term stand for any short white space."""
     rules = []
     for name, words in terms.items():
-        forms = dict.fromkeys(form for word in words for form in (word, _normal(word)) if form.split())
-        alternatives = "|".join(r"\s{1,8}".join(map(regex.escape, form.split())) for form in forms)
-        if alternatives:
-            rules.append(
-                Rule(
-                    name=f"topic-{name}",
-                    kind="TOPIC",
-                    pattern=rf"(?<!\w)(?:{alternatives})(?!\w)",
-                    lead=AT_WORD,
-                    label=name,
-                    ignore_case=True,
-                    ascii=False,
-                )
+        forms = {_pieces(form) for word in words for form in (word, _normal(word)) if form.split()}
+        for lead in (AT_WORD, ANYWHERE):
+            # A search skips where a lead cannot hold: each has its own rule.
+            alternatives = _alternatives(
+                sorted(form for form in forms if (form[0] == _WORD_BEGINS) is (lead == AT_WORD))
             )
+            if alternatives:
+                rules.append(
+                    Rule(
+                        name=f"topic-{name}",
+                        kind="TOPIC",
+                        pattern=f"(?:{alternatives})",
+                        lead=lead,
+                        label=name,
+                        ignore_case=True,
+                        ascii=False,
+                    )
+                )
     return tuple(rules)
+
+
+def _pieces(term: str) -> tuple[str, ...]:
+    words = term.split()
+    first = "" if _UNSPACED.match(words[0]) else _WORD_BEGINS
+    last = r"(?![\u11a8-\u11ff])" if _UNSPACED.match(words[-1][-1]) else r"(?!\w)"
+    return first, *(r"\s{1,8}" if letter == " " else regex.escape(letter) for letter in " ".join(words)), last
+
+
+def _alternatives(forms: Sequence[tuple[str, ...]], depth: int = 4) -> str:
+    """Return what matches any of the sorted `forms`, what they begin with written once: long lists must stay quick."""
+    if depth == 0 or len(forms) <= 1:
+        return "|".join(map("".join, forms))
+    groups = itertools.groupby(forms, key=lambda form: form[:1])
+    return "|".join(
+        f"{''.join(first)}(?:{_alternatives([form[1:] for form in same], depth - 1)})" for first, same in groups
+    )
 
 
 def _normal(word: str) -> str:

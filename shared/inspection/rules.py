@@ -19,7 +19,7 @@ MAX_DECODED_CHARACTERS = 1 << 20
 _DIGIT = re.compile("[0-9]")
 _DIGITS = re.compile("[0-9]{2,}+")
 # Digits with little between them, and how far to the sides a number and what it is told by may reach.
-_NUMBER = re.compile(r"[0-9](?:[AB]?[ ()\[\]._/+-]{0,3}[0-9]){6,}+")
+_NUMBER = re.compile(r"[0-9](?:[AB]?[ ()\[\]._/+-]{0,4}[0-9]){6,}+")
 _NUMBER_BEFORE, _NUMBER_AFTER = 5, 8
 # Two searches cost more than to search so many characters.
 _NEAR = 48
@@ -50,7 +50,7 @@ class Rule:
     `needs` are lower case where `ignore_case` holds. A rule with a check is tried at every offset, so that what only
     looks like a match hides none, save where `overlapping` is false because its matches have no bound. With `trim`, a
     match that is not valid is tried again without what `trim` matches. With `digits`, every match holds as many (seven
-    at least) with at most three separators between them, and begins and ends within five characters of those; where
+    at least) with at most four separators between them, and begins and ends within five characters of those; where
     `country`, it begins a word with two letters, perhaps a space, and two digits; it holds `shortest` characters
     without white space. All of these only save looking elsewhere.
     """
