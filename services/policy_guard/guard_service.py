@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import Any
 
 import rfc8785
@@ -30,7 +30,6 @@ from shared.identity.principal import Principal, Workload
 from shared.identity.tokens import TokenVerifier
 from shared.inspection.findings import Action, Finding
 from shared.inspection.redaction import redact
-from shared.inspection.scanner import Scanner
 from shared.inspection.streaming import Released
 from shared.rpc.call import Call, Judgement
 
@@ -77,17 +76,15 @@ class GuardService:
         signer: DecisionSigner,
         verifier: TokenVerifier,
         budgets: Budgets,
-        scanner: Callable[[bool], Scanner],
         *,
         scans: Scans,
         max_held: int,
     ) -> None:
-        """Judge with `judge`; `scanner(control_tokens)` gives the detectors in force, run by `scans`."""
+        """Judge with `judge`, whose detectors `scans` runs."""
         self._judge = judge
         self._signer = signer
         self._verifier = verifier
         self._budgets = budgets
-        self._scanner = scanner
         self._scans = scans
         self._max_held = max_held
 
@@ -113,7 +110,9 @@ class GuardService:
         self, request: guard_pb2.InspectContentRequest, call: Call
     ) -> guard_pb2.InspectContentResponse:
         """See the contract."""
-        (found,) = await scan_prompt(self._scans, call.person.subject, self._scanner(True), [request.text])
+        (found,) = await scan_prompt(
+            self._scans, call.person.subject, self._judge.scanner(control_tokens=True), [request.text]
+        )
         actions = {item.kind: Action.REDACT for item in found}
         redacted = redact(request.text, found, actions, None)
         return guard_pb2.InspectContentResponse(
@@ -128,21 +127,24 @@ class GuardService:
         principal = await self._principal(opening.token, opening.workload)
         check_prompt(opening.messages, field="open.messages")
         texts = [item.content for item in opening.messages]
-        scanner = self._scanner(not opening.model.control_tokens_safe)
-        found = await scan_prompt(self._scans, principal.subject, scanner, texts)
-        judgement, result = await self._judge.inference(
-            InferenceQuestion(
-                principal=principal,
-                acknowledged_use_policy=await self._judge.acknowledged(principal),
-                method=opening.method,
-                model=_model_facts(opening.model),
-                purpose=opening.purpose,
-                parameters=_parameters(opening),
-                findings=prompt_facts(found),
-            ),
-            action=INFERENCE_ACTION,
-            audience=call.caller.spiffe_id,
-        )
+        # Detectors and decision are of one revision, whatever comes into force while a long prompt is scanned.
+        with self._judge.hold() as held:
+            scanner = self._judge.scanner(control_tokens=not opening.model.control_tokens_safe)
+            found = await scan_prompt(self._scans, principal.subject, scanner, texts)
+            judgement, result = await self._judge.inference(
+                InferenceQuestion(
+                    principal=principal,
+                    acknowledged_use_policy=await self._judge.acknowledged(principal),
+                    method=opening.method,
+                    model=_model_facts(opening.model),
+                    purpose=opening.purpose,
+                    parameters=_parameters(opening),
+                    findings=prompt_facts(found),
+                ),
+                held,
+                action=INFERENCE_ACTION,
+                audience=call.caller.spiffe_id,
+            )
         decided = guard_pb2.Decided(decision=judgement.signed, opening=judgement.opening)
         if not judgement.allowed:
             decided.findings.extend(_prompt_findings(found))

@@ -10,20 +10,15 @@ from typing import Any
 
 from services.policy_guard.acknowledgements import Acknowledgements
 from services.policy_guard.decisions import DecisionSigner
-from services.policy_guard.engine import PolicyEngine
+from services.policy_guard.engine import Held, PolicyEngine
 from services.policy_guard.facts import AccessQuestion, InferenceQuestion, access_input, inference_input
+from services.policy_guard.guard_data import GuardData, UsePolicy
 from services.policy_guard.result import PolicyResult, Question, Registration
 from services.policy_guard.standing import Standing
+from shared.errors import GuardUnavailable
 from shared.identity.principal import Kind, Principal, Workload
+from shared.inspection.scanner import Scanner
 from shared.rpc.call import Judgement
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class UsePolicy:
-    """The acceptable-use policy in force."""
-
-    version: str
-    text: str
 
 
 class Judge:
@@ -46,23 +41,30 @@ class Judge:
         self._standing = standing
         self._seconds = seconds
         self._clock = clock
-        self._data: Mapping[str, Any] = {}
+        self._data: GuardData | None = None
 
-    def follow(self, data: Mapping[str, Any]) -> None:
-        """Take the data documents of the revision that was loaded; for what the guard itself reads of them."""
+    def follow(self, data: GuardData) -> None:
+        """Take what the guard itself reads of the revision that was loaded."""
         self._data = data
+
+    def hold(self) -> Held:
+        """Return the revision in force, to be judged by with its own `scanner`, taken at the same moment."""
+        return self._engine.hold()
+
+    def scanner(self, *, control_tokens: bool) -> Scanner:
+        """Return the detectors of the revision in force."""
+        return self._followed.scanners[control_tokens]
 
     @property
     def use_policy(self) -> UsePolicy:
         """The acceptable-use policy of the revision in force."""
-        found = self._data["bastide"]["purposes"]["use_policy"]
-        return UsePolicy(version=found["version"], text=found["text"])
+        return self._followed.use_policy
 
     @property
-    def topics(self) -> Mapping[str, list[str]]:
-        """The deny-list terms of the revision in force, by topic."""
-        found: Mapping[str, list[str]] = self._data["bastide"]["topics"].get("terms", {})
-        return found
+    def _followed(self) -> GuardData:
+        if self._data is None:
+            raise GuardUnavailable("no policy is loaded")
+        return self._data
 
     async def acknowledged(self, principal: Principal) -> str | None:
         """Return the acceptable-use policy that a person accepted; a backend's owner did so in policy data."""
@@ -74,18 +76,18 @@ class Judge:
         """Return the signed decision on `question` for the service `audience`. Raises GuardUnavailable."""
         question = dataclasses.replace(question, principal=await self._standing.of(question.principal))
         document = access_input(question, self._clock())
-        result = await self._ask(Question.ACCESS, document)
+        result = await self._ask_current(Question.ACCESS, document)
         return self._signer.sign(
             result, policy_input=document, principal=question.principal, method=question.method, audience=audience
         )
 
     async def inference(
-        self, question: InferenceQuestion, *, action: str, audience: str
+        self, question: InferenceQuestion, held: Held, *, action: str, audience: str
     ) -> tuple[Judgement, PolicyResult]:
-        """Return the signed decision on an inference call, and the result it was made from."""
+        """Return the signed decision of `held` on an inference call, and the result it was made from."""
         question = dataclasses.replace(question, principal=await self._standing.of(question.principal))
         document = inference_input(question, action, self._clock())
-        result = await self._ask(Question.INFERENCE, document)
+        result = await self._ask(held, Question.INFERENCE, document)
         judgement = self._signer.sign(
             result, policy_input=document, principal=question.principal, method=question.method, audience=audience
         )
@@ -94,10 +96,13 @@ class Judge:
     async def registration(self, workload: Workload) -> Registration | None:
         """Return the tenant and roles that policy gives to a workload, None when it is not registered."""
         document = {"time": int(self._clock().timestamp()), "workload": {"spiffe_id": workload.spiffe_id}}
-        result = await self._ask(Question.IDENTITY, document)
+        result = await self._ask_current(Question.IDENTITY, document)
         return result.obligations if result.allowed and isinstance(result.obligations, Registration) else None
 
-    async def _ask(self, question: Question, document: Mapping[str, Any]) -> PolicyResult:
+    async def _ask_current(self, question: Question, document: Mapping[str, Any]) -> PolicyResult:
+        with self.hold() as held:
+            return await self._ask(held, question, document)
+
+    async def _ask(self, held: Held, question: Question, document: Mapping[str, Any]) -> PolicyResult:
         deadline = asyncio.get_running_loop().time() + self._seconds
-        with self._engine.hold() as held:
-            return await held.evaluate(question, document, deadline=deadline)
+        return await held.evaluate(question, document, deadline=deadline)

@@ -10,9 +10,10 @@ from prometheus_client import Gauge
 
 from services.policy_guard.bundle import Bundle, read_archive, read_directory
 from services.policy_guard.engine import PolicyEngine
+from services.policy_guard.guard_data import GuardData, guard_data
 from services.policy_guard.revisions import Activation, Revision, Revisions
 from services.policy_guard.validation import Report, validate
-from shared.errors import FailedPrecondition
+from shared.errors import Aborted, FailedPrecondition
 
 ADMINISTRATOR_ROLE = "administrator"
 
@@ -37,10 +38,10 @@ class Lifecycle:
         engine: PolicyEngine,
         revisions: Revisions,
         *,
-        loaded: Callable[[Bundle], None],
+        loaded: Callable[[GuardData], None],
         administrator_tenants: frozenset[str],
     ) -> None:
-        """Load into `engine`; `loaded` is told of each bundle that came into force."""
+        """Load into `engine`; `loaded` is told of each revision, in the moment in which `engine` decides by it."""
         self._engine = engine
         self._revisions = revisions
         self._loaded = loaded
@@ -67,8 +68,9 @@ class Lifecycle:
                 raise FailedPrecondition("no policy revision is in force")
             if active.digest != self._engine.current:
                 bundle = await self.bundle(active.digest)
+                data = await asyncio.to_thread(guard_data, bundle)
                 await self._engine.load(bundle)
-                self._loaded(bundle)
+                self._loaded(data)
                 INFO.clear()
                 INFO.labels(active.digest).set(1)
                 LOADED_AT.set_to_current_time()
@@ -90,21 +92,22 @@ class Lifecycle:
         await self._check(bundle)
         return await self._revisions.propose(bundle.revision, bundle.archive(), proposer=proposer, note=note)
 
-    async def activate(self, digest: str, *, activator: str) -> Activation:
-        """Put a kept revision in force: it is loaded before the store says so. Raises Aborted when another won."""
-        bundle = await self.bundle(digest)
-        await self._check(bundle)
-        expected = await self._revisions.active()
-        activation = await self._revisions.activate(
-            digest, activator=activator, expected=None if expected is None else expected.digest
-        )
+    async def activate(self, digest: str, *, judged_by: str, activator: str) -> Activation:
+        """Put a kept revision in force in place of `judged_by`, the one that allowed this.
+
+        Raises Aborted when another is in force: it may not allow this.
+        """
+        await self._check(await self.bundle(digest))
+        activation = await self._revisions.activate(digest, activator=activator, expected=judged_by)
         await self.follow()
         return activation
 
-    async def rollback(self, judged: Activation | None, *, activator: str) -> Activation:
-        """Put the revision before `judged`, the one in force, back. Raises Aborted when another is in force."""
+    async def rollback(self, judged: Activation | None, *, judged_by: str, activator: str) -> Activation:
+        """Put the revision before `judged` back, the one in force, which allowed this. Raises Aborted if it is not."""
         if judged is None:
             raise FailedPrecondition("no policy revision is in force")
+        if judged.digest != judged_by:
+            raise Aborted("another revision was activated meanwhile")
         activation = await self._revisions.rollback(activator=activator, expected=judged.digest)
         await self.follow()
         return activation

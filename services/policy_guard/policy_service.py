@@ -91,14 +91,16 @@ class PolicyService:
     ) -> policy_pb2.ActivatePolicyResponse:
         """See the contract."""
         digest = await self._digest(request.name)
-        await self._lifecycle.activate(digest, activator=call.person.subject)
+        await self._lifecycle.activate(digest, judged_by=_judged_by(call), activator=call.person.subject)
         return policy_pb2.ActivatePolicyResponse(revision=_message(await self._revisions.get(digest)))
 
     async def RollbackPolicy(
         self, _request: policy_pb2.RollbackPolicyRequest, call: Call
     ) -> policy_pb2.RollbackPolicyResponse:
         """See the contract."""
-        activation = await self._lifecycle.rollback(call.judged, activator=call.person.subject)
+        activation = await self._lifecycle.rollback(
+            call.judged, judged_by=_judged_by(call), activator=call.person.subject
+        )
         return policy_pb2.RollbackPolicyResponse(revision=_message(await self._revisions.get(activation.digest)))
 
     async def EvaluatePolicy(
@@ -127,6 +129,12 @@ class PolicyService:
         if active is None:
             raise NotFound("no revision is in force")
         return active.digest
+
+
+def _judged_by(call: Call) -> str:
+    if call.judgement is None:
+        raise RuntimeError("no decision in this call")
+    return call.judgement.decision.policy_revision
 
 
 def _message(revision: domain.Revision) -> policy_pb2.Revision:

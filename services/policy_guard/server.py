@@ -12,7 +12,6 @@ from bastide.audit.v1 import record_pb2
 from services.policy_guard import methods
 from services.policy_guard.acknowledgements import Acknowledgements
 from services.policy_guard.budgets import open_budgets
-from services.policy_guard.bundle import Bundle
 from services.policy_guard.config import PolicyGuardSettings
 from services.policy_guard.decisions import DecisionSigner
 from services.policy_guard.engines import choose_engine
@@ -34,7 +33,6 @@ from services.policy_guard.totp import SecondFactors
 from services.policy_guard.users import Users
 from shared.audit import AuditClient, AuditLog, record_of
 from shared.identity.tokens import TokenVerifier
-from shared.inspection.scanner import Scanner
 from shared.keys import FileKeyProvider, SigningKey
 from shared.outbox import Outbox
 from shared.periodic import repeating
@@ -69,17 +67,12 @@ async def compose(settings: PolicyGuardSettings) -> AsyncIterator[Server]:
         acknowledgements = Acknowledgements(records, clock=now)
         standing = Standing(records, clock=time.monotonic)
         judge = Judge(engine, signer, acknowledgements, standing, seconds=settings.decision_seconds, clock=now)
-        scanners = _Scanners()
         scans = Scans()
         stack.callback(scans.close)
 
-        def loaded(bundle: Bundle) -> None:
-            judge.follow(bundle.data)
-            scanners.follow(judge.topics)
-
         revisions = Revisions(records, clock=now)
         lifecycle = Lifecycle(
-            engine, revisions, loaded=loaded, administrator_tenants=frozenset(settings.administrator_tenants)
+            engine, revisions, loaded=judge.follow, administrator_tenants=frozenset(settings.administrator_tenants)
         )
         await lifecycle.start(settings.policies)
         budgets = await stack.enter_async_context(open_budgets(records, clock=now))
@@ -98,7 +91,7 @@ async def compose(settings: PolicyGuardSettings) -> AsyncIterator[Server]:
             settings.server,
             services={
                 guard_service: GuardService(
-                    judge, signer, verifier, budgets, scanners.get, scans=scans, max_held=settings.max_held_characters
+                    judge, signer, verifier, budgets, scans=scans, max_held=settings.max_held_characters
                 ),
                 policy_service: PolicyService(lifecycle, revisions, engine),
                 identity_service: IdentityService(
@@ -147,19 +140,6 @@ async def _record_recoveries(revisions: Revisions, audit: AuditLog) -> None:
         record.record_id = f"policy-recovery-{recovery.number}"
         record.occurred_at.FromDatetime(recovery.activated_at)
         await audit.append([record])
-
-
-class _Scanners:
-    """The detectors of the policy revision in force, with and without control tokens."""
-
-    def __init__(self) -> None:
-        self._by_control: dict[bool, Scanner] = {}
-
-    def follow(self, topics: Mapping[str, list[str]]) -> None:
-        self._by_control = {control: Scanner(topics=topics, control_tokens=control) for control in (False, True)}
-
-    def get(self, control_tokens: bool) -> Scanner:
-        return self._by_control[control_tokens]
 
 
 async def serve(settings: PolicyGuardSettings) -> None:

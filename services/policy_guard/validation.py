@@ -2,7 +2,7 @@
 
     parse, lint, builtins   the Rego itself (`lint`)
     tests, coverage         its unit tests pass and run every line of every rule
-    schema                  its input schemas and data documents are what they claim to be
+    schema                  its input schemas and data documents are what they claim to be, and what the guard reads
     samples                 its sample decisions come out as stated, and no malformed form of an allowed one is allowed
     lifecycle               an administrator can still activate and roll back under it, with a second factor and not
                             a proposal of their own
@@ -24,6 +24,7 @@ from services.policy_guard import rego
 from services.policy_guard.bundle import Bundle
 from services.policy_guard.documents import BundleError
 from services.policy_guard.engine import Ask, PolicyEngine
+from services.policy_guard.guard_data import guard_data
 from services.policy_guard.lint import Problem
 from services.policy_guard.result import Effect, PolicyResult, Question
 from shared import errors
@@ -71,6 +72,8 @@ async def validate(bundle: Bundle, engine: PolicyEngine, *, administrator_tenant
             inspected = await rego.test(bundle, deadline=deadline)
             problems = [*inspected.problems, *_coverage(inspected), *_documents(bundle)]
             if not problems:
+                problems = await asyncio.to_thread(_unreadable, bundle)
+            if not problems:
                 async with engine.trial(bundle) as ask:
                     problems = [
                         *[problem async for problem in _samples(bundle, ask)],
@@ -104,6 +107,14 @@ def _documents(bundle: Bundle) -> Iterator[Problem]:
         for error in jsonschema.Draft7Validator(schemas[name]).iter_errors(value):
             place = "/".join(map(str, error.absolute_path))
             yield Problem(check="schema", location=f"{location}/{place}", message=f"breaks `{error.validator}`")
+
+
+def _unreadable(bundle: Bundle) -> list[Problem]:
+    try:
+        guard_data(bundle)
+    except BundleError as refusal:
+        return [Problem(check="schema", location="", message=refusal.message)]
+    return []
 
 
 def _cases(bundle: Bundle) -> Iterator[tuple[Question, str, Mapping[str, Any]]]:

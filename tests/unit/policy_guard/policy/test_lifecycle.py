@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from services.policy_guard.bundle import Bundle
+from services.policy_guard.documents import BundleError
 from services.policy_guard.engine import PolicyEngine
 from services.policy_guard.lifecycle import Lifecycle
 from services.policy_guard.migrations import SCRIPTS
 from services.policy_guard.revisions import Revisions
-from shared.errors import GuardUnavailable
+from shared.errors import Aborted, GuardUnavailable
 from shared.records.store import Records
 from tests.metrics import scraped, series
 from tests.stores import Stores, sqlite_stores
@@ -24,6 +25,7 @@ from tests.unit.policy_guard.policy.conftest import DEFAULT, make_engine, with_d
 __all__ = ["sqlite_stores"]
 
 OTHER = with_data({"bastide": {"mfa": {"max_age_seconds": 901}}})
+THIRD = with_data({"bastide": {"mfa": {"max_age_seconds": 902}}})
 
 
 @pytest.fixture
@@ -80,7 +82,9 @@ async def test_the_revision_in_force_is_shown_alone_with_its_number_and_when_it_
     await lifecycle.follow()
     assert shown() == (of(OTHER), 3)
     assert scraped("bastide_policy_loaded_timestamp_seconds") == loaded
-    await lifecycle.rollback(await revisions.active(), activator="bo")
+    with pytest.raises(Aborted):
+        await lifecycle.rollback(await revisions.active(), judged_by=DEFAULT.revision, activator="bo")
+    await lifecycle.rollback(await revisions.active(), judged_by=OTHER.revision, activator="bo")
     assert shown() == (of(DEFAULT), 4)
 
 
@@ -98,3 +102,39 @@ async def test_a_revision_that_does_not_load_is_not_shown_as_in_force(
     with pytest.raises(GuardUnavailable):
         await lifecycle.follow()
     assert shown() == (of(DEFAULT), 1)
+
+
+async def test_an_activation_judged_by_a_revision_that_was_replaced_meanwhile_is_refused(
+    lifecycle: Lifecycle, revisions: Revisions, embedded: PolicyEngine
+) -> None:
+    await put_in_force(revisions, DEFAULT)
+    await revisions.propose(THIRD.revision, THIRD.archive(), proposer="ada", note="")
+    await put_in_force(revisions, OTHER)
+    await lifecycle.follow()
+    with pytest.raises(Aborted):
+        await lifecycle.activate(THIRD.revision, judged_by=DEFAULT.revision, activator="cy")
+    assert embedded.current == OTHER.revision
+    await lifecycle.activate(THIRD.revision, judged_by=OTHER.revision, activator="cy")
+    assert embedded.current == THIRD.revision
+
+
+UNREADABLE: list[tuple[dict[str, Any], str]] = [
+    ({"terms": {"weapons": ["pipe bomb", 5]}}, "bastide/topics/terms/weapons/1: the guard cannot read this"),
+    ({"terms": {"weapons": ["x" * 255] * 129}}, "bastide/topics/terms: at most 32768 characters of terms"),
+]
+
+
+@pytest.mark.parametrize(("topics", "problem"), UNREADABLE)
+async def test_what_the_guard_cannot_go_by_is_refused_whatever_the_bundles_own_schema_allows(
+    topics: dict[str, Any], problem: str, lifecycle: Lifecycle, revisions: Revisions, embedded: PolicyEngine
+) -> None:
+    bundle = with_data({"bastide": {"topics": topics}})
+    data = {**bundle.data, "schemas": {**bundle.data["schemas"], "documents": {}}}
+    bundle = Bundle(modules=bundle.modules, data=data)
+    assert [item.message for item in (await lifecycle.validate(bundle.archive())).problems] == [problem]
+    await put_in_force(revisions, DEFAULT)
+    await lifecycle.follow()
+    await put_in_force(revisions, bundle)
+    with pytest.raises(BundleError):
+        await lifecycle.follow()
+    assert embedded.current == DEFAULT.revision
