@@ -109,8 +109,9 @@ SECRET: Sequence[Rule] = (
     Rule(
         name="private-key",
         kind="SECRET_PRIVATE_KEY",
-        pattern=r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----(?s:.*?)"
-        r"(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|\Z)",
+        # Atomic: a block that has ended goes on to no other end.
+        pattern=r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
+        r"(?>(?s:.*?)(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|\Z))",
         lead=AT_MARK,
         needs=("-----",),
     ),
