@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 
 import grpc
 import stamina
@@ -27,6 +27,8 @@ DECISION_TYPE = "application/vnd.bastide.decision.v1+protobuf"
 GUARD = "policy-guard"
 DECISION_KEY = "decision"
 MAX_PROMPT_BYTES = 1024 * 1024
+MAX_FINDINGS = 4096
+"""In one prompt. More are a list of data and no question; each costs time in which the guard answers nobody."""
 _SKEW = dt.timedelta(seconds=5)
 
 
@@ -34,6 +36,22 @@ def check_prompt(messages: Iterable[content_pb2.Message], *, field: str) -> None
     """Refuse a conversation of more than `MAX_PROMPT_BYTES`, which one field's rule cannot. Raises InvalidArgument."""
     if sum(len(message.content.encode()) for message in messages) > MAX_PROMPT_BYTES:
         raise InvalidArgument(f"{field}: together at most {MAX_PROMPT_BYTES} bytes", field=field)
+
+
+class TooManyFindings(InvalidArgument):
+    """A prompt, or a text to inspect, has more findings than are dealt with in one call."""
+
+    reason = "TOO_MANY_FINDINGS"
+
+    def __init__(self, *, field: str) -> None:
+        """Name the field that holds them."""
+        super().__init__(f"{field}: at most {MAX_FINDINGS} findings", field=field)
+
+
+def check_findings(found: Iterable[Sized], *, field: str) -> None:
+    """Refuse texts with more than `MAX_FINDINGS` findings. Raises TooManyFindings."""
+    if sum(map(len, found)) > MAX_FINDINGS:
+        raise TooManyFindings(field=field)
 
 
 class DecisionVerifier:

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from bastide.policy_guard.v1 import guard_pb2, guard_pb2_grpc
 from bastide.types.v1 import content_pb2
 from shared.errors import AlreadyExists, Error, GuardUnavailable, ResourceExhausted
+from shared.guard import TooManyFindings
 from shared.rpc.channel import Channel, outgoing
 from shared.rpc.status import peer_failure
 
@@ -110,10 +111,12 @@ class GuardSession:
 
 
 def _translated(error: grpc.aio.AioRpcError) -> Error:
-    """Tell a refusal that the caller may know (its budget) from everything else, which is the guard's failure."""
+    """Tell a refusal that the caller may know (budget, prompt) from all else, which is the guard's failure."""
     reason, delay = peer_failure(error)
     if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and reason == BudgetExhausted.reason:
         return BudgetExhausted("the budget for this call is used up", retry_after=delay or 1.0)
     if error.code() is grpc.StatusCode.ALREADY_EXISTS and reason == RepeatedRequest.reason:
         return RepeatedRequest("this request_id was used before")
+    if error.code() is grpc.StatusCode.INVALID_ARGUMENT and reason == TooManyFindings.reason:
+        return TooManyFindings(field="call.messages")
     return GuardUnavailable("the policy guard did not answer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import Any
 
@@ -25,7 +26,7 @@ from services.policy_guard.session import (
     scan_prompt,
 )
 from shared.errors import InvalidArgument, Unauthenticated
-from shared.guard import check_prompt
+from shared.guard import check_findings, check_prompt
 from shared.identity.principal import Principal, Workload
 from shared.identity.tokens import TokenVerifier
 from shared.inspection.findings import Action, Finding
@@ -113,8 +114,11 @@ class GuardService:
         (found,) = await scan_prompt(
             self._scans, call.person.subject, self._judge.scanner(control_tokens=True), [request.text]
         )
+        check_findings([found], field="text")
         actions = {item.kind: Action.REDACT for item in found}
-        redacted = redact(request.text, found, actions, None)
+        redacted = await self._scans.run(
+            call.person.subject, len(request.text), lambda: redact(request.text, found, actions, None)
+        )
         return guard_pb2.InspectContentResponse(
             findings=[_finding(item, action) for item, action in redacted.findings], redacted=redacted.text
         )
@@ -131,6 +135,7 @@ class GuardService:
         with self._judge.hold() as held:
             scanner = self._judge.scanner(control_tokens=not opening.model.control_tokens_safe)
             found = await scan_prompt(self._scans, principal.subject, scanner, texts)
+            check_findings(found, field="open.messages")
             judgement, result = await self._judge.inference(
                 InferenceQuestion(
                     principal=principal,
@@ -154,7 +159,7 @@ class GuardService:
         content = ContentSession(
             scanner, result, scans=self._scans, principal=principal.subject, max_held=self._max_held
         )
-        prompt = content.prompt(texts, found)
+        prompt = await self._scans.run(principal.subject, sum(map(len, texts)), lambda: content.prompt(texts, found))
         if prompt.blocked is not None:
             # An obligation that blocks is policy's deny in other words: it must be the decision that is recorded.
             raise InvalidArgument("policy allowed a prompt that its obligations block", field="open.messages")
@@ -302,9 +307,9 @@ def _released(released: Released) -> guard_pb2.Released:
 
 
 def _count(place: str, findings: Iterable[content_pb2.Finding]) -> None:
-    for item in findings:
-        action = content_pb2.ContentAction.Name(item.action).removeprefix("CONTENT_ACTION_")
-        FINDINGS.labels(place, item.kind, action).inc()
+    for (kind, value), count in collections.Counter((item.kind, item.action) for item in findings).items():
+        action = content_pb2.ContentAction.Name(value).removeprefix("CONTENT_ACTION_")
+        FINDINGS.labels(place, kind, action).inc(count)
 
 
 def _cut(finding: Finding) -> guard_pb2.Cut:

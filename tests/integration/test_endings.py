@@ -13,6 +13,7 @@ from bastide.audit.v1 import audit_pb2, audit_pb2_grpc, record_pb2
 from bastide.model_server.v1 import inference_pb2, inference_pb2_grpc
 from bastide.types.v1 import content_pb2
 from shared.audit import AuditClient
+from shared.guard import MAX_FINDINGS
 from shared.inspection.scanner import Scanner
 from shared.rpc.call import Call
 from tests.fakes import remote_model
@@ -219,6 +220,13 @@ async def test_conversation_is_at_most_a_mebibyte_in_all(stage: Stage) -> None:
     outcome = await stage.ask(call=call)
     assert (outcome.code, outcome.metadata["field"]) == (grpc.StatusCode.INVALID_ARGUMENT, "call.messages")
     assert len(stage.backend.asked) == asked
+    await stage.recorded(outcome.call_id, "REFUSED")
+
+
+async def test_prompt_with_more_findings_than_are_dealt_with_is_refused(stage: Stage) -> None:
+    outcome = await stage.ask(call=question("x@y.io " * (MAX_FINDINGS + 1)))
+    assert (outcome.code, outcome.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "TOO_MANY_FINDINGS")
+    assert outcome.metadata["field"] == "call.messages"
     await stage.recorded(outcome.call_id, "REFUSED")
 
 

@@ -287,6 +287,23 @@ def test_clean_text_is_held_by_a_word_or_two(text: str) -> None:
     assert most <= 64
 
 
+@pytest.mark.parametrize("value", samples.VALUES)
+def test_what_follows_a_value_is_held_no_longer_than_without_it(value: str) -> None:
+    inspector = StreamInspector(samples.SCANNER, samples.REDACT_ALL)
+    out = inspector.feed(f"{value} and then: {PROSE}").text
+    assert len(inspector._buffer) <= 64
+    assert "[" in out
+
+
+def test_a_private_key_that_blocks_cuts_at_its_end() -> None:
+    key = samples.SAMPLES["SECRET_PRIVATE_KEY"][0]
+    inspector = StreamInspector(samples.SCANNER, {"SECRET_PRIVATE_KEY": Action.BLOCK})
+    assert inspector.feed(key[:-1]).cut is None
+    cut = inspector.feed(key[-1] + "\n").cut
+    assert cut is not None
+    assert (cut.kind, cut.end) == ("SECRET_PRIVATE_KEY", len(key))
+
+
 def test_nothing_is_released_after_a_cut() -> None:
     actions = {**samples.REDACT_ALL, "SECRET_AWS_KEY": Action.BLOCK}
     key = samples.SAMPLES["SECRET_AWS_KEY"][0]

@@ -90,7 +90,9 @@ class InferenceCall(_message.Message):
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.Message]:
-        """The conversation, 1 to 128 messages, together at most 1 MiB and at most the model's context."""
+        """The conversation, 1 to 128 messages, together at most 1 MiB, at most the model's context, and with at most 4096
+        findings (else TOO_MANY_FINDINGS).
+        """
 
     @_builtins.property
     def parameters(self) -> _content_pb2.SamplingParameters:

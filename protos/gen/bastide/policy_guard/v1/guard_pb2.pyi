@@ -105,7 +105,7 @@ class OpenSession(_message.Message):
 
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.Message]:
-        """The conversation, 1 to 128 messages, together at most 1 MiB."""
+        """The conversation, 1 to 128 messages, together at most 1 MiB and 4096 findings (else TOO_MANY_FINDINGS)."""
 
     @_builtins.property
     def parameters(self) -> _content_pb2.SamplingParameters:
@@ -583,7 +583,7 @@ class InspectContentRequest(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Text, 1 byte to 256 KiB."""
+    """Text, 1 byte to 256 KiB, with at most 4096 findings (else TOO_MANY_FINDINGS)."""
     def __init__(
         self,
         *,

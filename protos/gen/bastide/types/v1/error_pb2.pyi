@@ -140,6 +140,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: policy wants the text of the call kept, and there is more of it than a record holds."""
     ERROR_REASON_NO_EARLIER_RELEASE: _ErrorReason.ValueType  # 58
     """FAILED_PRECONDITION: no other release of the model was in force before."""
+    ERROR_REASON_TOO_MANY_FINDINGS: _ErrorReason.ValueType  # 59
+    """INVALID_ARGUMENT: detectors find more in the text than is dealt with in one call."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Values of `google.rpc.ErrorInfo.reason` (domain `bastide`), without the prefix. Every failed call carries a
@@ -267,4 +269,6 @@ ERROR_REASON_TEXT_TOO_LONG: ErrorReason.ValueType  # 57
 """RESOURCE_EXHAUSTED: policy wants the text of the call kept, and there is more of it than a record holds."""
 ERROR_REASON_NO_EARLIER_RELEASE: ErrorReason.ValueType  # 58
 """FAILED_PRECONDITION: no other release of the model was in force before."""
+ERROR_REASON_TOO_MANY_FINDINGS: ErrorReason.ValueType  # 59
+"""INVALID_ARGUMENT: detectors find more in the text than is dealt with in one call."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
