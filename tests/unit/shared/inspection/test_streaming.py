@@ -299,7 +299,7 @@ def test_a_private_key_that_blocks_cuts_at_its_end() -> None:
     key = samples.SAMPLES["SECRET_PRIVATE_KEY"][0]
     inspector = StreamInspector(samples.SCANNER, {"SECRET_PRIVATE_KEY": Action.BLOCK})
     assert inspector.feed(key[:-1]).cut is None
-    cut = inspector.feed(key[-1] + "\n").cut
+    cut = inspector.feed(key[-1] + "\n\n").cut
     assert cut is not None
     assert (cut.kind, cut.end) == ("SECRET_PRIVATE_KEY", len(key))
 
