@@ -308,14 +308,15 @@ CONTROL: Sequence[Rule] = (
         name="bracket",
         kind="CONTROL_TOKEN",
         lead=AT_MARK,
-        pattern=r"\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>",
+        pattern=r"\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|PREFIX|MIDDLE|SUFFIX|gMASK)\]|<</?SYS>>",
         needs=("[", "<<"),
     ),
     Rule(
         name="tag",
         kind="CONTROL_TOKEN",
         lead=AT_MARK,
-        pattern=r"</?s>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>|<｜[^｜<>]{1,40}｜>",
+        pattern=r"</?s>|<(?:start|end)_of_(?:turn|image|utterance)>|<(?:bos|eos|pad|unk|sop|eop)>|</?tool_(?:call|response)>"
+        r"|<｜[^｜<>]{1,40}｜>",
         needs=("<",),
     ),
 )
