@@ -7,12 +7,15 @@ The session is a state machine without a transport; `guard_service` speaks the c
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import structlog
+
 from services.policy_guard.budgets import Budgets
-from services.policy_guard.claim import Claim
+from services.policy_guard.claim import Claim, UnknownReservation
 from services.policy_guard.facts import PromptFinding
 from services.policy_guard.result import ContentAction, InferenceObligations, PolicyResult, ReleaseMode
 from services.policy_guard.scans import Scans
@@ -21,6 +24,9 @@ from shared.inspection.findings import Action, Finding
 from shared.inspection.redaction import Surrogates, redact
 from shared.inspection.scanner import Scanner
 from shared.inspection.streaming import Released, StreamInspector
+from shared.records.errors import RecordsUnavailable
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +140,20 @@ class BudgetSession:
 
     async def reserve(self) -> int:
         """Return the cap on new tokens. Raises BudgetExhausted or RepeatedRequest."""
-        reservation = await self._budgets.reserve(self._claim)
+        try:
+            reservation = await self._budgets.reserve(self._claim)
+        except (asyncio.CancelledError, RecordsUnavailable):
+            await asyncio.shield(self._withdraw())
+            raise
         self._open, self._granted = True, reservation.max_new_tokens
         return reservation.max_new_tokens
+
+    async def _withdraw(self) -> None:
+        """Give back what may have been charged without anybody learning of it; nothing was generated."""
+        try:
+            await self._budgets.settle(self._claim.call_id, 0)
+        except (UnknownReservation, RecordsUnavailable) as error:
+            _log.info("reservation_withdrawn", reason=error.reason)
 
     async def settle(self, tokens: int) -> None:
         """Count what was used."""

@@ -35,7 +35,7 @@ IBAN_LENGTHS: Mapping[int, tuple[str, ...]] = {
     for length, countries in {
         15: "NO",
         16: "BE",
-        18: "DK FI FO GL NL SD",
+        18: "DK FI FK FO GL NL SD",
         19: "MK SI",
         20: "AT BA EE KZ LT LU MN XK",
         21: "CH HR LI LV",

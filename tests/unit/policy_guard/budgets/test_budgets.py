@@ -372,3 +372,16 @@ async def test_a_caller_that_goes_away_while_waiting_leaves_a_settleable_state(b
     with contextlib.suppress(UnknownReservation):
         await budgets.settle(asked.call_id, 0)
     assert await room(budgets, tokens(100)) == 100
+
+
+async def test_a_session_whose_caller_goes_away_while_it_reserves_costs_nothing(budgets: Budgets) -> None:
+    limit = tokens(10_000)
+    for yields in range(12):
+        waiting = asyncio.create_task(BudgetSession(budgets, claim(limit, new=60)).reserve())
+        for _ in range(yields):
+            await asyncio.sleep(0)
+        if waiting.done():
+            break
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert await room(budgets, limit) == 10_000
