@@ -250,12 +250,14 @@ class ImportJobs:
             error_id = str(uuid.uuid4())
             log.error("import_broken", job=job.id, error_id=error_id, error=error)
             await self._move(job, FAILED, reason=Error.reason, message=f"internal error {error_id}")
-        else:
-            _ENDED[SUCCEEDED].inc()
         finally:
             self._running = None
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
+        # Asked of the store: a lease ends with its job, and who renews it may have cancelled the task's last step.
+        ended = await self.get(job.id)
+        if (ended.state, ended.epoch) == (SUCCEEDED, job.epoch):
+            _ENDED[SUCCEEDED].inc()
 
     async def _keep(self, job: ImportJob, task: asyncio.Task[None]) -> None:
         """Renew the lease until `task` ends; cancel it when the lease is lost or somebody cancels the job."""

@@ -36,8 +36,9 @@ from shared.rpc.channel import Channel
 
 # Lapsed leases are closed INTERRUPTED; a call that ends on time must never look like one.
 LEASE_MARGIN_SECONDS = 30.0
-# A character takes at most 4 bytes, and the contract bounds one inspection at 64 KiB.
-MAX_INSPECTED = 16 * 1024
+# The contract bounds one inspection at 64 KiB; so much of any script takes the guard a tenth of a second, well within
+# the deadline of its answer on a busy machine too.
+MAX_INSPECTED = 4 * 1024
 # How often output is inspected, in seconds: a reader sees no difference, and a unary caller sees nothing before the
 # end, so that only a cut is later, which ends generation.
 STREAMED_INTERVAL = 0.02

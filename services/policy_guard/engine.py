@@ -91,6 +91,7 @@ class PolicyEngine:
         self._loaded: dict[str, _Loaded] = {}
         self._current: str | None = None
         self._loading = asyncio.Lock()
+        self._trying = asyncio.Lock()
         self._ending: set[asyncio.Task[None]] = set()
 
     @property
@@ -139,13 +140,15 @@ class PolicyEngine:
     async def trial(self, bundle: Bundle) -> AsyncIterator[Ask]:
         """Run `bundle` beside the current one, for validation and replay, and yield what asks it.
 
-        Raises as `load` does.
+        One at a time, for it takes as much memory as the current one; the caller's deadline bounds the wait. Raises as
+        `load` does.
         """
-        evaluator = await self._served(bundle)
-        try:
-            yield functools.partial(_ask, evaluator, revision=bundle.revision)
-        finally:
-            await evaluator.close()
+        async with self._trying:
+            evaluator = await self._served(bundle)
+            try:
+                yield functools.partial(_ask, evaluator, revision=bundle.revision)
+            finally:
+                await evaluator.close()
 
     async def close(self) -> None:
         """End every evaluator. Idempotent."""

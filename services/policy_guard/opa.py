@@ -30,6 +30,8 @@ from shared.child.supervisor import Restart, Supervisor
 
 _MAX_REPLY_BYTES = 1 << 20
 _MAX_CONNECTIONS = 64
+MAX_MEMORY = 1 << 30
+"""Bytes of memory of one OPA; beyond it OPA ends, and is started anew."""
 _HEALTH_TIMEOUT = 1.0
 _HEALTH_INTERVAL = 0.02
 _QUERY = {"strict-builtin-errors": "true"}
@@ -134,13 +136,13 @@ class OpaEvaluator:
         with contextlib.suppress(FileNotFoundError):
             self._socket.unlink()
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), str(self._binary)),
+            *(sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), str(MAX_MEMORY), str(self._binary)),
             *("run", "--server", "--addr", f"unix://{self._socket}", "--unix-socket-perm", "600"),
             *("--bundle", str(self._directory / "bundle.tar.gz"), "--disable-telemetry", "--log-level", "error"),
             stdin=DEVNULL,
             stdout=DEVNULL,
             stderr=DEVNULL,  # an evaluation error that OPA logs may quote the input
-            env={"HOME": str(self._directory), "PATH": os.defpath},
+            env={"HOME": str(self._directory), "PATH": os.defpath, "GOMEMLIMIT": str(MAX_MEMORY * 3 // 4)},
             cwd=self._directory,
             process_group=0,
         )

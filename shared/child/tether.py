@@ -1,4 +1,7 @@
-"""Run a program that dies with its parent: `python -I -S tether.py PARENT_PID PROGRAM [ARGUMENT ...]`.
+"""Run a program that dies with its parent: `python -I -S tether.py PARENT_PID BYTES PROGRAM [ARGUMENT ...]`.
+
+It and what it starts have `BYTES` of memory each (RLIMIT_DATA: what Linux counts there is what can be written, so that
+address space that a runtime only reserves, as Go's does, is free).
 
 A service killed with SIGKILL cannot clean up; Linux's PR_SET_PDEATHSIG (prctl(2)) survives execve and does. A
 shim sets it because `preexec_fn` is unsafe in a process with threads. Off Linux the program runs untethered.
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 
@@ -30,4 +34,5 @@ def die_with_parent(parent: int) -> None:
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[1]))
-    os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606 - the service names the program; no shell, no user input
+    resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[2]), int(sys.argv[2])))
+    os.execv(sys.argv[3], sys.argv[3:])  # noqa: S606 - the service names the program; no shell, no user input

@@ -138,7 +138,7 @@ def serve(mode_file: Path, real: str) -> None:
     behind = f"{socket}.real"
     arguments = [item.replace(f"unix://{socket}", f"unix://{behind}") for item in sys.argv[1:]]
     child = subprocess.Popen(
-        [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), real, *arguments],
+        [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), str(1 << 30), real, *arguments],
         env={**os.environ, "BASTIDE_TEST": str(mode_file.parent)},
     )
 

@@ -27,6 +27,7 @@ from shared.rpc.call import Call
 from shared.rpc.channel import Channel
 from shared.rpc.methods import change
 from shared.statements import TrustRoot
+from tests.fakes.acknowledgements import acknowledged
 from tests.suite import Suite
 
 METHOD, ACTION = "/bastide.model_server.v1.CatalogService/CreateRelease", "model_server.release.create"
@@ -44,8 +45,8 @@ class Peer(grpc.GenericRpcHandler):
     def __init__(self, suite: Suite, name: str) -> None:
         self.fails: list[StatusCode] = []
         self.asked: list[bytes] = []
-        self.answer = b""
-        self._pki, self._name = suite.home / "pki", name
+        self.answer: Callable[[bytes], bytes] = lambda _: b""
+        self._files = (suite.home / "pki" / "ca.pem", suite.home / name / "tls.pem", suite.home / name / "tls.key")
         self._address = f"127.0.0.1:{suite.grpc[name]}"
         self._server = grpc.aio.server()
         self._server.add_generic_rpc_handlers((self,))
@@ -55,14 +56,12 @@ class Peer(grpc.GenericRpcHandler):
             self.asked.append(await anext(requests))
             if self.fails:
                 await context.abort(self.fails.pop(0), "not now")
-            return self.answer
+            return self.answer(self.asked[-1])
 
         return grpc.stream_unary_rpc_method_handler(answer)
 
     async def start(self) -> None:
-        ca, chain, key = (
-            (self._pki / name).read_bytes() for name in ("ca.pem", f"{self._name}.pem", f"{self._name}.key")
-        )
+        ca, chain, key = (path.read_bytes() for path in self._files)
         credentials = grpc.ssl_server_credentials([(key, chain)], ca, require_client_auth=True)
         self._server.add_secure_port(self._address, credentials)
         await self._server.start()
@@ -88,7 +87,8 @@ async def guard(suite: Suite) -> AsyncIterator[Peer]:
     judged = DecisionSigner(key, clock=lambda: dt.datetime.now(dt.UTC)).sign(
         result, policy_input={"action": ACTION}, principal=ADA, method=METHOD, audience=AUDIENCE
     )
-    peer.answer = guard_pb2.CheckAccessResponse(decision=judged.signed, opening=judged.opening).SerializeToString()
+    checked = guard_pb2.CheckAccessResponse(decision=judged.signed, opening=judged.opening)
+    peer.answer = lambda _: checked.SerializeToString()
     await peer.start()
     yield peer
     await peer.close()
@@ -97,8 +97,9 @@ async def guard(suite: Suite) -> AsyncIterator[Peer]:
 @pytest.fixture
 async def audit(suite: Suite) -> AsyncIterator[Peer]:
     peer = Peer(suite, "audit")
-    appended = audit_pb2.Appended(leaf=b"{}", proof="proof")
-    peer.answer = audit_pb2.AppendRecordsResponse(appended=[appended]).SerializeToString()
+    peer.answer = lambda asked: audit_pb2.AppendRecordsResponse(
+        appended=[acknowledged(item.record_id) for item in audit_pb2.AppendRecordsRequest.FromString(asked).records]
+    ).SerializeToString()
     await peer.start()
     yield peer
     await peer.close()

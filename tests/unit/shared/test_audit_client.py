@@ -17,20 +17,8 @@ from shared.errors import AuditUnavailable
 from shared.keys import FileKeyProvider
 from shared.outbox import USE, Outbox
 from shared.rpc.layers import Refusals
-from shared.transparency.checkpoint import Checkpoint, sign_checkpoint
-from shared.transparency.merkle import hash_leaf
 from shared.transparency.note import Signer, Verifier
-from shared.transparency.proof import TlogProof
-
-LOG = Signer("log.example/audit", bytes(range(32)))
-
-
-def acknowledged(record_id: str, *, signer: Signer = LOG, **members: object) -> audit_pb2.Appended:
-    """An acknowledgement by a log that holds this one record."""
-    leaf = json.dumps({"record_id": record_id}).encode()
-    checkpoint = Checkpoint(origin=signer.name, size=1, root=hash_leaf(leaf))
-    proof = TlogProof(index=0, hashes=(), checkpoint=sign_checkpoint(checkpoint, signer))
-    return audit_pb2.Appended(**{"leaf": leaf, "proof": proof.encode()} | members)  # type: ignore[arg-type]
+from tests.fakes.acknowledgements import LOG, acknowledged
 
 
 class SlowAudit(audit_pb2_grpc.AuditServiceServicer):

@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import stat
 import sys
@@ -143,6 +144,31 @@ async def test_a_policy_that_never_ends_is_cut_at_the_deadline(engine: PolicyEng
     await engine.load(slow)
     with pytest.raises(GuardUnavailable):
         await ask(engine, seconds=0.3)
+
+
+async def test_a_policy_that_takes_all_memory_is_no_answer_and_harms_nothing_else(engine: PolicyEngine) -> None:
+    longer = "replace(" * 4 + "input.resource.name" + ', "a", input.resource.name)' * 4
+    greedy = with_module(
+        "bastide/access/access.rego",
+        ("\tinput_ok\n\trole_allows\n", f'\tinput_ok\n\t{longer} != ""\n\trole_allows\n'),
+    )
+    await engine.load(DEFAULT)
+    named = {**ALLOWED, "resource": {**ALLOWED["resource"], "name": "a" * 250}}
+    async with engine.trial(greedy) as trial:
+        with pytest.raises(GuardUnavailable):
+            await trial(Question.ACCESS, named, deadline=soon())
+        assert await ask(engine) is Effect.ALLOW
+    limit = resource.RLIMIT_DATA if engine.name == "opa" else resource.RLIMIT_AS
+    assert 0 < resource.prlimit(processes(engine, DEFAULT.revision), limit)[1] <= 1 << 30
+
+
+async def test_only_one_revision_is_tried_at_a_time(engine: PolicyEngine) -> None:
+    async with engine.trial(DEFAULT):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2), engine.trial(DEFAULT):
+                pass
+    async with engine.trial(DEFAULT) as trial:
+        assert (await trial(Question.ACCESS, ALLOWED, deadline=soon())).effect is Effect.ALLOW
 
 
 async def test_an_evaluation_error_is_no_answer_and_harms_nothing_else(engine: PolicyEngine) -> None:
