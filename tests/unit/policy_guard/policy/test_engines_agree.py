@@ -11,7 +11,7 @@ import pytest_asyncio
 import regorus
 import yaml
 
-from services.policy_guard import lint
+from services.policy_guard import agreement, lint
 from services.policy_guard.bundle import Bundle
 from services.policy_guard.documents import BundleError
 from services.policy_guard.engine import PolicyEngine
@@ -144,3 +144,26 @@ def test_a_schema_uses_what_both_engines_read_alike(schema: dict[str, Any], word
     (problem,) = lint.check([], {"schemas": {"access": schema}})
     assert problem.check == "schema"
     assert words in problem.message
+
+
+def schema_problems(pattern: str) -> list[str]:
+    return list(agreement.of_schema({"pattern": pattern}))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["^[a-z0-9][a-z0-9-]*$", "^spiffe://", r"^[a-z_]*\.[a-z]+$", "a(?:b|c)+d?", "x{2,3}", "é+", "[^a]", "(a(b))", ""],
+)
+def test_patterns_that_both_engines_read_alike_are_taken(pattern: str) -> None:
+    assert schema_problems(pattern) == []
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"\d", r"\w", r"\bx", r"\pL", r"\x41", "(?i)a", "(?P<n>a)", "(?=a)", "a{1001}", "a{2,1}", "(a{100}){100}", "a{,3}",
+     "[[:alpha:]]", "[a&&b]", "[a--b]", r"[\d]", "[]a]", "[z-a]", "[a-Z]", "a**", "a++", "x{3}{2}", "*a", "^*", "a|*",
+     "(", "a)", "a{", ")" * 5000 + "[", "[a-" * 3000, "a?" * 9000 + "{"],
+    ids=lambda pattern: pattern[:12],
+)  # fmt: skip
+def test_other_patterns_are_refused(pattern: str) -> None:
+    assert schema_problems(pattern) != []
