@@ -47,7 +47,7 @@ from tests.suite import ROOT, Person, Suite, free_ports
 DISCLOSURE = "This answer was written by a machine. Check it before you rely on it.\n\n"
 PATIENCE_SECONDS = 30.0
 # Deadlines of the model server and the guard; the fakes are late by more.
-PEER_SECONDS = 1.0
+PEER_SECONDS = 2.0
 DECISION_SECONDS = 0.5
 GENERATION_SECONDS = 4.0
 BUDGETED = "bud@example.org"
