@@ -7,6 +7,8 @@ BUILD := build
 TORCH ?= torch==2.13.0
 # Tests with many processes: two cores are assumed, more are used.
 WORKERS ?= auto
+# CI runs the few tests that failed once more, and says so: see tests/twice.py.
+PYTEST ?= pytest
 OPA_BIN ?= $(shell command -v opa 2>/dev/null)
 export OPA_BIN
 # An archive has no history with which its contracts could be compared; see protos/breaking.py.
@@ -35,10 +37,10 @@ demo: venv ## Set everything up and tell the story; leaves nothing running (KEEP
 	$(BIN)/python -m tests.e2e.demo --home $(BUILD)/demo $(if $(KEEP),--keep)
 
 test: venv ## Unit, contract and integration tests (under 10 minutes on two cores)
-	$(BIN)/python -m pytest -m 'not slow and not e2e' -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m $(PYTEST) -m 'not slow and not e2e' -n $(WORKERS) --dist loadgroup
 
 slow: venv ## Crash, fault, load and real-model suites (under 35 minutes)
-	$(BIN)/python -m pytest -m 'slow or e2e' --timeout 600
+	$(BIN)/python -m $(PYTEST) -m 'slow or e2e' --timeout 600
 
 lint: venv ## ruff, import boundaries
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -46,16 +47,21 @@ PARTS: Mapping[str, tuple[Any, Any, str]] = {
 ROOT = Path(__file__).parent.parent
 
 
+_PORTS = range(20_000, 32_000)
+"""Below those that systems give to whoever asks for any: a client's socket takes none between choice and use."""
+
+
 def free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [item.getsockname()[1] for item in sockets]
-    finally:
-        for item in sockets:
-            item.close()
+    """Return ports that were free a moment ago, none of them twice."""
+    found: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        if len(found) == count:
+            break
+        with contextlib.suppress(OSError), socket.socket() as item:
+            item.bind(("127.0.0.1", port))
+            found.append(port)
+    assert len(found) == count
+    return found
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -19,6 +19,7 @@ async def standing_stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncItera
             # As a service does after its start: walking what earlier tests left would be charged to some scan.
             gc.collect()
             gc.freeze()
+            await stage.well()
             yield stage
             gc.unfreeze()
 

@@ -46,9 +46,10 @@ from tests.suite import ROOT, Person, Suite, free_ports
 
 DISCLOSURE = "This answer was written by a machine. Check it before you rely on it.\n\n"
 PATIENCE_SECONDS = 30.0
-# Deadlines of the model server and the guard; the fakes are late by more.
+# Deadlines of the model server and the guard; the fakes are late by more. None is shorter than a machine that runs
+# other things too may stand still.
 PEER_SECONDS = 2.0
-DECISION_SECONDS = 0.5
+DECISION_SECONDS = 1.0
 GENERATION_SECONDS = 4.0
 BUDGETED = "bud@example.org"
 
