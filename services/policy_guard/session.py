@@ -8,6 +8,7 @@ The session is a state machine without a transport; `guard_service` speaks the c
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ class ContentSession:
     async def output(self, text: str) -> Released:
         """Return what of the output so far may go out now."""
         if self._buffered is None:
-            return await self._inspected(text)
+            return await self._scans.run(self._principal, len(text), lambda: self._inspector.feed(text))
         self._held += len(text)
         if self._held > self._max_buffered:
             return Released(text="", findings=(), cut=Finding(kind="HOLD_BACK", detector="buffer", start=0, end=0))
@@ -112,20 +113,15 @@ class ContentSession:
 
     async def finish(self, text: str) -> Released:
         """Return the rest, `text` included, inspected to the end."""
-        first = await self.output(text)
-        if self._buffered is not None and first.cut is None:
-            first = await self._inspected("".join(self._buffered))
-        if first.cut is not None:
-            return first
-        last = self._inspector.finish()
-        return Released(
-            text="" if last.cut is not None and self._buffered is not None else first.text + last.text,
-            findings=first.findings + last.findings,
-            cut=last.cut,
-        )
-
-    async def _inspected(self, text: str) -> Released:
-        return await self._scans.run(self._principal, len(text), lambda: self._inspector.feed(text))
+        if self._buffered is not None:
+            last = await self.output(text)
+            if last.cut is not None:
+                return last
+            text = "".join(self._buffered)
+        released = await self._scans.run(self._principal, len(text), lambda: self._inspector.finish(text))
+        if released.cut is not None and self._buffered is not None:
+            return dataclasses.replace(released, text="")
+        return released
 
 
 class BudgetSession:

@@ -81,12 +81,18 @@ class StreamInspector:
             findings.extend(released.findings)
         return Released(text="".join(text), findings=tuple(findings), cut=self._cut)
 
-    def finish(self) -> Released:
-        """Return the rest; nothing may be fed afterwards."""
+    def finish(self, text: str = "") -> Released:
+        """Return the rest, `text` the last of it; nothing may be fed afterwards."""
+        first = Released(text="", findings=(), cut=self._cut)
+        if len(self._buffer) + len(text) > self._max_held:
+            first = self.feed(text)
+        else:  # what cannot be too much to hold need not be looked at before it is whole
+            self._buffer += text
         if self._cut is not None or self._finished:
-            return Released(text="", findings=(), cut=self._cut)
+            return dataclasses.replace(first, cut=self._cut)
         self._finished = True
-        return self._advance(final=True)
+        last = self._advance(final=True)
+        return Released(text=first.text + last.text, findings=first.findings + last.findings, cut=last.cut)
 
     def _advance(self, *, final: bool) -> Released:
         # Until this step has ended well the stream counts as cut: no fault lets a later one release anything.

@@ -40,20 +40,29 @@ def inspected(
     max_held: int = 1 << 20,
     scanner: Scanner = samples.SCANNER,
 ) -> tuple[Released, list[str]]:
-    """Return everything joined, and the text of each release."""
-    inspector = StreamInspector(scanner, actions, surrogates=issued(), restore=restore, max_held=max_held)
-    steps = [inspector.feed(piece) for piece in pieces]
-    steps.append(inspector.finish())
-    cut_at = next((index for index, step in enumerate(steps) if step.cut is not None), len(steps))
-    assert all(step.text == "" and not step.findings for step in steps[cut_at + 1 :])
-    assert all(step.cut == steps[-1].cut for step in steps[cut_at:])
-    return (
-        Released(
-            text="".join(step.text for step in steps),
-            findings=tuple(item for step in steps for item in step.findings),
-            cut=steps[-1].cut,
-        ),
-        [step.text for step in steps],
+    """Return everything joined, and the text of each release.
+
+    That the last piece comes with the end must make no difference.
+    """
+
+    def steps(last: Sequence[str]) -> list[Released]:
+        inspector = StreamInspector(scanner, actions, surrogates=issued(), restore=restore, max_held=max_held)
+        return [*(inspector.feed(piece) for piece in pieces[: len(pieces) - len(last)]), inspector.finish(*last)]
+
+    released = steps([])
+    cut_at = next((index for index, step in enumerate(released) if step.cut is not None), len(released))
+    assert all(step.text == "" and not step.findings for step in released[cut_at + 1 :])
+    assert all(step.cut == released[-1].cut for step in released[cut_at:])
+    whole = _joined(released)
+    assert _joined(steps(pieces[-1:])) == whole
+    return whole, [step.text for step in released]
+
+
+def _joined(steps: Sequence[Released]) -> Released:
+    return Released(
+        text="".join(step.text for step in steps),
+        findings=tuple(item for step in steps for item in step.findings),
+        cut=steps[-1].cut,
     )
 
 
